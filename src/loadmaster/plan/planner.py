@@ -1,0 +1,128 @@
+"""The planner's front: machine + model + workload + budget in, a plan or a refusal out."""
+
+from dataclasses import replace
+
+from loadmaster.machine.types import Machine
+from loadmaster.model.types import ModelSpec
+from loadmaster.plan.explain import notes_of, solve_variations, variations_of
+from loadmaster.plan.search import (
+    Failure,
+    Problem,
+    Search,
+    Solution,
+    checked_devices,
+    make_problem,
+    search,
+)
+from loadmaster.plan.speed import predict
+from loadmaster.plan.types import (
+    Alternative,
+    Budget,
+    DoesNotFit,
+    Knobs,
+    NeedSizes,
+    Overheads,
+    Plan,
+    Shortfall,
+    Sizes,
+    Workload,
+)
+
+
+def make_plan(
+    machine: Machine,
+    model: ModelSpec,
+    workload: Workload,
+    budget: Budget,
+    knobs: Knobs,
+    overheads: Overheads,
+    sizes: Sizes | None,
+    *,
+    stamp: str = "",
+    alternatives: bool = True,
+) -> Plan | DoesNotFit | NeedSizes:
+    """Plan a model: the fastest placement inside the budget, or why there is none.
+
+    Pure: equal arguments give equal plans. `sizes` holds what the engine said so far; a missing
+    figure is asked for by `NeedSizes`. With `sizes` None compute buffers are conservative bounds.
+    `stamp` identifies the model's files and is copied into the plan.
+    """
+    steps = planning(
+        machine, model, workload, budget, knobs, overheads, sizes,
+        stamp=stamp, alternatives=alternatives,
+    )  # fmt: skip
+    try:
+        return next(steps)
+    except StopIteration as done:
+        outcome: Plan | DoesNotFit = done.value
+        return outcome
+
+
+def planning(
+    machine: Machine,
+    model: ModelSpec,
+    workload: Workload,
+    budget: Budget,
+    knobs: Knobs,
+    overheads: Overheads,
+    sizes: Sizes | None,
+    *,
+    stamp: str = "",
+    alternatives: bool = True,
+) -> Search[Plan | DoesNotFit]:
+    """`make_plan` as a generator, for a caller that answers its questions one after another.
+
+    It yields `NeedSizes`; put the figures into `sizes` (the same mapping) and go on with `next`.
+    """
+    problem = make_problem(machine, model, workload, budget, knobs, overheads, sizes)
+    outcome = yield from search(problem)
+    nearby: tuple[Alternative, ...] = ()
+    if alternatives:
+        nearby = yield from solve_variations(problem, outcome, variations_of(problem, outcome))
+    if isinstance(outcome, Failure):
+        return _does_not_fit(problem, outcome, nearby)
+    return _plan(problem, outcome, nearby, stamp)
+
+
+def _plan(
+    problem: Problem, solution: Solution, alternatives: tuple[Alternative, ...], stamp: str
+) -> Plan:
+    model, settings = problem.model, solution.settings
+    workload = replace(problem.workload, n_ctx=settings.n_ctx // settings.n_seq_max)
+    return Plan(
+        model_name=model.name,
+        architecture=model.architecture,
+        quantization=model.quantization,
+        model_files=tuple(str(file.path) for file in model.files),
+        model_stamp=stamp,
+        file_bytes=model.file_bytes,
+        n_layer=model.n_layer,
+        machine_name=problem.machine.name,
+        workload=workload,
+        engine=settings,
+        devices=checked_devices(problem, settings),
+        predicted=predict(solution.traffic, problem.rates, settings, workload),
+        notes=tuple(notes_of(problem, solution)),
+        alternatives=alternatives,
+    )
+
+
+def _does_not_fit(
+    problem: Problem, failure: Failure, nearest: tuple[Alternative, ...]
+) -> DoesNotFit:
+    shortfalls = tuple(
+        Shortfall(
+            device=device.id, budget_bytes=device.budget_bytes, need_bytes=device.planned_bytes
+        )
+        for device in failure.devices
+        if device.left_bytes < 0
+    )
+    return DoesNotFit(
+        model_name=problem.model.name,
+        workload=problem.workload,
+        engine=failure.settings,
+        devices=checked_devices(problem, failure.settings),
+        shortfalls=shortfalls,
+        nearest=nearest,
+        reason=failure.reason,
+    )
