@@ -27,7 +27,32 @@ ENGINE = Variable(
     name="LOADMASTER_ENGINE",
     meaning="id of the engine build to use, in place of the one set by `loadmaster engine use`",
 )
-VARIABLES = (HOME, ENGINE)
+HF_TOKEN = Variable(
+    name="HF_TOKEN", meaning="token for the Hub; it is sent to `HF_ENDPOINT` and nowhere else"
+)
+HF_TOKEN_PATH = Variable(
+    name="HF_TOKEN_PATH", meaning="file with the token, in place of the one of `hf auth login`"
+)
+HF_ENDPOINT = Variable(
+    name="HF_ENDPOINT", meaning="address of the Hub or of a mirror, default https://huggingface.co"
+)
+HF_HOME = Variable(
+    name="HF_HOME", meaning="folder of the Hub's client, default `~/.cache/huggingface`"
+)
+HF_HUB_CACHE = Variable(
+    name="HF_HUB_CACHE", meaning="folder of models from the Hub, default `hub` in `HF_HOME`"
+)
+HF_HUB_OFFLINE = Variable(
+    name="HF_HUB_OFFLINE", meaning="1: only models that are on this machine, no network"
+)
+OLLAMA_MODELS = Variable(
+    name="OLLAMA_MODELS", meaning="folder of Ollama's models, default `~/.ollama/models`"
+)
+XDG_CACHE_HOME = Variable(name="XDG_CACHE_HOME", meaning="in place of `~/.cache`")
+VARIABLES = (
+    HOME, ENGINE, HF_TOKEN, HF_TOKEN_PATH, HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
+    OLLAMA_MODELS, XDG_CACHE_HOME,
+)  # fmt: skip
 
 
 def data_folder() -> Path:

@@ -57,13 +57,14 @@ EMBEDS_VOCABULARY = frozenset((
     "seed_oss", "ernie4_5", "ernie4_5-moe", "minimax-m2",
 ))  # fmt: skip
 
-# Graphs that assert `n_embd_head == hparams.n_embd_head_k()`: keys as wide as values.
+# Graphs that assert `n_embd_head == hparams.n_embd_head_k()`: keys as wide as values. (gpt-oss
+# has no such line and aborts in its output product.)
 EQUAL_HEADS = frozenset((
     "afmoe", "apertus", "arcee", "arctic", "baichuan", "bailingmoe2", "bert", "bitnet", "bloom",
     "chameleon", "chatglm", "codeshell", "cogvlm", "cohere2", "cohere2moe", "command-r", "dbrx",
     "deci", "deepseek", "dots1", "dream", "ernie4_5", "ernie4_5-moe", "eurobert", "exaone",
-    "exaone-moe", "exaone4", "falcon", "glm4", "glm4moe", "gpt2", "gptneox", "granite",
-    "granite_swa", "granitehybrid", "graniteswitch", "grok", "grovemoe", "hunyuan-moe",
+    "exaone-moe", "exaone4", "falcon", "glm4", "glm4moe", "gpt-oss", "gpt2", "gptneox",
+    "granite", "granite_swa", "granitehybrid", "graniteswitch", "grok", "grovemoe", "hunyuan-moe",
     "hunyuan_vl", "hy_v3", "internlm2", "jais", "jais2", "laguna", "llada", "llada-moe", "llama",
     "llama4", "maincoder", "maple", "mellum", "minimax-01", "minimax-m2", "minimax-m3", "mistral3",
     "modern-bert", "mpt", "muse-glimmer", "nanbeige", "nemotron", "nemotron_h", "nemotron_h_moe",
@@ -92,3 +93,11 @@ NEEDS_ROPE = WHOLE_HEAD_ROPE | {
     "command-r", "cohere2", "glm4", "glm4moe", "chatglm", "deepseek2", "gpt-oss", "gptneox",
     "qwen3next", "minimax-m2", "mistral4",
 }  # fmt: skip
+
+# Graphs that read how many experts each layer uses; the others take the first layer's number.
+UNEVEN_EXPERTS = frozenset({"nemotron_h", "nemotron_h_moe", "granite_swa"})
+
+DELTA_NET = frozenset({"qwen3next", "qwen35", "qwen35moe"})
+
+# Graphs that assert `2 * n_embd == d_inner`.
+DOUBLE_INNER = frozenset({"granitehybrid", "jamba"})

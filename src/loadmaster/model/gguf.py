@@ -6,27 +6,34 @@ mean is judged in `checks`.
 """
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import repeat
-from math import prod
 
-from loadmaster.model import quants
+from loadmaster.model.cursor import (
+    ARRAY,
+    BOOL,
+    F32,
+    F64,
+    I8,
+    I16,
+    I32,
+    I64,
+    NUMBERS,
+    STRING,
+    U8,
+    U16,
+    U32,
+    U64,
+    Cursor,
+    ReadAt,
+)  # fmt: skip
 from loadmaster.model.damage import damaged, quoted, refused, truncated
-from loadmaster.model.types import MetadataValue, QuantType, TensorSpec
+from loadmaster.model.tensor_table import check_layout, read_tensors
+from loadmaster.model.types import MetadataValue, TensorSpec
 from loadmaster.model.vocabulary import Tokens, judge_tokens
 from loadmaster.units import KIB, MIB, align
 
-ReadAt = Callable[[int, int], bytes]  # offset, length → bytes; fewer only at the end of the file
-
-U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
-_NUMBERS = {
-    U8: struct.Struct("<B"), I8: struct.Struct("<b"), U16: struct.Struct("<H"),
-    I16: struct.Struct("<h"), U32: struct.Struct("<I"), I32: struct.Struct("<i"),
-    F32: struct.Struct("<f"), BOOL: struct.Struct("<B"), U64: struct.Struct("<Q"),
-    I64: struct.Struct("<q"), F64: struct.Struct("<d"),
-}  # fmt: skip
-_LETTER = {kind: number.format[-1] for kind, number in _NUMBERS.items()}
+_LETTER = {kind: number.format[-1] for kind, number in NUMBERS.items()}
 TYPE_NAMES = {
     U8: "u8", I8: "i8", U16: "u16", I16: "i16", U32: "u32", I32: "i32", F32: "f32",
     BOOL: "bool", STRING: "string", ARRAY: "array", U64: "u64", I64: "i64", F64: "f64",
@@ -41,9 +48,6 @@ MAX_STRING_BYTES = 16 * MIB
 MAX_ARRAY_ELEMENTS = 16 * MIB
 MAX_TOKENS = 1 << 19  # as a set about 48 MiB
 MAX_STRINGS = 1 << 20  # in all arrays of a file: reading them takes about half a second
-MAX_HEADER_BYTES = 256 * MIB
-MAX_TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME - 1
-MAX_DIMENSION = 1 << 40
 MAX_ALIGNMENT = 1 << 16
 
 KEPT_ARRAY_ELEMENTS = 4096  # longer arrays are tables of the tokenizer, judged and dropped
@@ -53,11 +57,10 @@ MAX_TEMPLATE_BYTES = 256 * KIB
 TEMPLATE = "tokenizer.chat_template"
 TOKENS = "tokenizer.ggml.tokens"
 MERGES = "tokenizer.ggml.merges"
+_SMALLEST_KEY_BYTES = 8 + 1 + 4 + 1  # a name of one byte, a u8
+_SMALLEST_TENSOR_BYTES = 8 + 1 + 4 + 4 + 8  # a name of one byte, no dimension
 # Tables that are read as numbers although they are long.
 _NUMBER_TABLES = frozenset({"tokenizer.ggml.scores", "tokenizer.ggml.token_type"})
-
-_FIRST_READ = 64 * KIB
-_NEXT_READ = 1 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,117 +97,13 @@ class Header:
     bytes_read: int
 
 
-class _Cursor:
-    """Walks a header front to back through a window; never past the end of the file."""
-
-    def __init__(self, read_at: ReadAt, size: int, label: str) -> None:
-        self._read_at = read_at
-        self._window = b""
-        self._base = 0
-        self._pos = 0
-        self.size = size
-        self.label = label
-        self.bytes_read = 0
-
-    @property
-    def offset(self) -> int:
-        return self._base + self._pos
-
-    @property
-    def left(self) -> int:
-        return self.size - self.offset
-
-    def take(self, length: int, what: str) -> bytes:
-        """The next `length` bytes."""
-        if len(self._window) - self._pos < length:
-            self._refill(length, what)
-        start = self._pos
-        self._pos = start + length
-        return self._window[start : self._pos]
-
-    def skip(self, length: int, what: str) -> None:
-        """Step over bytes without reading those beyond the window."""
-        if length > self.left:
-            raise truncated(self.label, self.size, self.offset + length, what)
-        self._pos += length
-        if self._pos > len(self._window):
-            self._base, self._pos, self._window = self.offset, 0, b""
-
-    def number(self, kind: int, what: str) -> int | float:
-        layout = _NUMBERS[kind]
-        value: int | float = layout.unpack(self.take(layout.size, what))[0]
-        return value
-
-    def u32(self, what: str) -> int:
-        return int(self.number(U32, what))
-
-    def u64(self, what: str) -> int:
-        return int(self.number(U64, what))
-
-    def text(self, limit: int, what: str) -> bytes:
-        """A string: its length, checked against `limit` and the file, then its bytes."""
-        return self.take(self.length(limit, what), what)
-
-    def length(self, limit: int, what: str) -> int:
-        """The length of a string or an array, where each element takes a byte at least."""
-        at = self.offset
-        value = self.u64(f"the length of {what}")
-        if value > limit:
-            raise damaged(
-                "length_out_of_bounds", self.label, f"the length of {what}", value,
-                f"up to {limit}", offset=at,
-            )  # fmt: skip
-        if value > self.left:
-            raise truncated(self.label, self.size, self.offset + value, what)
-        return value
-
-    def strings(self, count: int, what: str) -> Iterator[list[bytes]]:
-        """An array's strings, a window at a time."""
-        unpack = _NUMBERS[U64].unpack_from
-        while count:
-            batch: list[bytes] = []
-            window, pos, end = self._window, self._pos, len(self._window)
-            room = end - 8
-            for _ in repeat(None, count):
-                if pos > room:
-                    break
-                stop = pos + 8 + unpack(window, pos)[0]
-                if stop > end:
-                    break
-                batch.append(window[pos + 8 : stop])
-                pos = stop
-            self._pos = pos
-            if not batch:  # the window's end cuts the next one
-                batch = [self.text(_NEXT_READ, what)]
-            count -= len(batch)
-            yield batch
-
-    def _refill(self, length: int, what: str) -> None:
-        if length > self.left:
-            raise truncated(self.label, self.size, self.offset + length, what)
-        rest = self._window[self._pos :]
-        wanted = max(length - len(rest), _NEXT_READ if self.bytes_read else _FIRST_READ)
-        at = self.offset + len(rest)
-        wanted = min(wanted, self.size - at)
-        fresh = self._read_at(at, wanted)
-        if len(fresh) < wanted:  # the file shrank while it was read
-            raise truncated(self.label, at + len(fresh), self.offset + length, what)
-        self.bytes_read += len(fresh)
-        self._base, self._pos, self._window = self.offset, 0, rest + fresh
-        if self.offset > MAX_HEADER_BYTES:
-            raise damaged(
-                "length_out_of_bounds", self.label, "the header", f"over {self.offset} bytes",
-                f"up to {MAX_HEADER_BYTES}", offset=self.offset,
-            )  # fmt: skip
-
-
 def parse_header(read_at: ReadAt, size: int, label: str) -> Header:
     """Read one file's header. The magic is taken as checked (see `lookalikes`).
 
     Raises:
         DamagedFileError: a field is malformed, or the file ends before its tensors do.
     """
-    cursor = _Cursor(read_at, size, label)
+    cursor = Cursor(read_at, size, label)
     cursor.skip(4, "the magic")
     version = _version(cursor)
     n_tensors = _count(cursor, "tensor count", MAX_TENSORS, _SMALLEST_TENSOR_BYTES)
@@ -213,9 +112,9 @@ def parse_header(read_at: ReadAt, size: int, label: str) -> Header:
     for index in range(n_keys):
         values.read_one(index)
     alignment = _alignment(values, label)
-    tensors, offsets = _tensors(cursor, n_tensors)
+    tensors, offsets = read_tensors(cursor, n_tensors)
     data_offset = align(cursor.offset, alignment)
-    _check_layout(tensors, offsets, alignment, data_offset, cursor)
+    check_layout(tensors, offsets, alignment, data_offset, cursor)
     return Header(
         label=label,
         version=version,
@@ -233,11 +132,7 @@ def parse_header(read_at: ReadAt, size: int, label: str) -> Header:
     )
 
 
-_SMALLEST_KEY_BYTES = 8 + 1 + 4 + 1  # a name of one byte, a u8
-_SMALLEST_TENSOR_BYTES = 8 + 1 + 4 + 4 + 8  # a name of one byte, no dimension
-
-
-def _version(cursor: _Cursor) -> int:
+def _version(cursor: Cursor) -> int:
     version = cursor.u32("the version")
     if version in (2, 3):
         return version
@@ -263,7 +158,7 @@ def _version(cursor: _Cursor) -> int:
     )
 
 
-def _count(cursor: _Cursor, what: str, limit: int, smallest: int) -> int:
+def _count(cursor: Cursor, what: str, limit: int, smallest: int) -> int:
     at = cursor.offset
     value = cursor.u64(f"the {what}")
     if value > limit:
@@ -276,7 +171,7 @@ def _count(cursor: _Cursor, what: str, limit: int, smallest: int) -> int:
 class _Values:
     """The key-value section as it is read; what is kept is bounded by KEPT_BYTES."""
 
-    def __init__(self, cursor: _Cursor) -> None:
+    def __init__(self, cursor: Cursor) -> None:
         self._cursor = cursor
         self._kept = 0
         self._n_strings = 0
@@ -378,7 +273,7 @@ class _Values:
             self._n_strings += count
             self._strings(key, count)
             return
-        n_bytes = count * _NUMBERS[kind].size
+        n_bytes = count * NUMBERS[kind].size
         if key in _NUMBER_TABLES and count <= MAX_TOKENS:
             self.tables[key] = cursor.take(n_bytes, key)
         elif count > KEPT_ARRAY_ELEMENTS:
@@ -423,93 +318,3 @@ def _alignment(values: _Values, label: str) -> int:
             offset=entry.offset,
         )  # fmt: skip
     return value
-
-
-def _tensors(cursor: _Cursor, count: int) -> tuple[tuple[TensorSpec, ...], dict[str, int]]:
-    tensors: list[TensorSpec] = []
-    offsets: dict[str, int] = {}
-    for index in range(count):
-        at = cursor.offset
-        tensor = _tensor(cursor, index)
-        if tensor.name in offsets:
-            raise damaged(
-                "duplicate_tensor", cursor.label, f"tensor {index}", f"{quoted(tensor.name)} again",
-                "each name once", offset=at,
-            )  # fmt: skip
-        offsets[tensor.name] = at
-        tensors.append(tensor)
-    return tuple(tensors), offsets
-
-
-def _tensor(cursor: _Cursor, index: int) -> TensorSpec:
-    at = cursor.offset
-    raw = cursor.text(MAX_TENSOR_NAME_BYTES, f"the name of tensor {index}")
-    name = raw.decode("utf-8", "replace")
-    if not raw or not name.isprintable() or "\ufffd" in name:
-        raise damaged(
-            "bad_tensor", cursor.label, f"the name of tensor {index}", quoted(raw),
-            "1–63 printable characters", offset=at,
-        )  # fmt: skip
-    shape = _shape(cursor, name)
-    quant = _quant(cursor, name)
-    if shape[0] % quant.block_size:
-        raise damaged(
-            "shape_mismatch", cursor.label, f"the row of {quoted(name)}", shape[0],
-            f"multiples of {quant.block_size} for {quant.name}", offset=at,
-        )  # fmt: skip
-    offset = cursor.u64(f"the offset of {name}")
-    return TensorSpec(name=name, type=quant, shape=shape, offset_bytes=offset, shard=0)
-
-
-def _shape(cursor: _Cursor, name: str) -> tuple[int, ...]:
-    at = cursor.offset
-    n_dims = cursor.u32(f"the dimension count of {name}")
-    if n_dims > 4:
-        raise damaged(
-            "bad_tensor", cursor.label, f"the dimension count of {quoted(name)}", n_dims, "0–4",
-            offset=at,
-        )  # fmt: skip
-    shape = struct.unpack(f"<{n_dims}Q", cursor.take(8 * n_dims, f"the shape of {name}"))
-    if not all(1 <= dim <= MAX_DIMENSION for dim in shape):
-        raise damaged(
-            "bad_tensor", cursor.label, f"the shape of {quoted(name)}", str(list(shape)),
-            "dimensions of 1–2^40", offset=at + 4,
-        )  # fmt: skip
-    return shape or (1,)
-
-
-def _quant(cursor: _Cursor, name: str) -> QuantType:
-    at = cursor.offset
-    number = int(cursor.number(I32, f"the type of {name}"))
-    quant = quants.BY_ID.get(number)
-    if quant is None:
-        removed = quants.REMOVED.get(number)
-        raise damaged(
-            "unsupported_quant", cursor.label, f"the type of {quoted(name)}",
-            f"{number} ({removed})" if removed else number,
-            f"those of the engine: {', '.join(quants.BY_NAME)}", offset=at,
-            hint="get the file in a type of the list, or convert the model again",
-        )  # fmt: skip
-    return quant
-
-
-def _check_layout(
-    tensors: tuple[TensorSpec, ...],
-    offsets: Mapping[str, int],
-    alignment: int,
-    data_offset: int,
-    cursor: _Cursor,
-) -> None:
-    """Tensors follow each other, padded, and end inside the file (gguf.cpp, llama_file)."""
-    expected = end = 0
-    for tensor in tensors:
-        if tensor.offset_bytes != expected:
-            raise damaged(
-                "tensor_layout", cursor.label, f"the offset of {quoted(tensor.name)}",
-                tensor.offset_bytes, f"{expected}, where the tensor before it ends",
-                offset=offsets[tensor.name],
-            )  # fmt: skip
-        end = expected + prod(tensor.shape) // tensor.type.block_size * tensor.type.block_bytes
-        expected = align(end, alignment)
-    if tensors and data_offset + end > cursor.size:
-        raise truncated(cursor.label, cursor.size, data_offset + end, "the tensors")

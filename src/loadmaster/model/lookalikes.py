@@ -58,7 +58,7 @@ def _guess(start: bytes, size: int) -> tuple[str, str]:
             return f"is {what}", hint
     if _is_safetensors(start, size):
         return "is a safetensors file", "get the model's GGUF file, or convert it to GGUF"
-    if start.lstrip()[:1] in (b"{", b"["):
+    if re.match(rb"\s*(\{|\[\s*[\[{\"])", start):
         return "is JSON, perhaps an error message or a config file", get_it
     if not start.strip(b"\0"):
         return "begins with zeros", "the download left a hole: repeat it"

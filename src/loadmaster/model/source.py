@@ -12,6 +12,7 @@ from pathlib import Path
 from loadmaster.errors import DamagedFileError, LoadmasterError, NotFoundError, UsageError
 from loadmaster.model import gguf, hparams, lookalikes
 from loadmaster.model.checks import check_model
+from loadmaster.model.cursor import U16
 from loadmaster.model.damage import damaged, quoted, refused
 from loadmaster.model.gguf import Header, parse_header
 from loadmaster.model.types import (
@@ -80,7 +81,7 @@ def _shard_count(header: Header) -> int:
 def _u16(header: Header, key: str) -> int:
     """The engine reads these as u16 and aborts on another type (gguf_get_val_u16)."""
     entry, value = header.entries.get(key), header.metadata.get(key)
-    if entry is None or entry.type != gguf.U16 or not isinstance(value, int):
+    if entry is None or entry.type != U16 or not isinstance(value, int):
         found = "missing" if entry is None else entry.type_name
         raise damaged(
             "bad_type", header.label, key, found, "a u16", offset=entry.offset if entry else None

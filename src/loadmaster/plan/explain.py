@@ -45,11 +45,6 @@ def notes_of(problem: Problem, solution: Solution) -> Iterator[str]:
     n_ctx = settings.n_ctx // settings.n_seq_max
     if problem.workload.n_ctx is None and model.n_ctx_train > n_ctx:
         yield f"n_ctx {n_ctx} of the model's {model.n_ctx_train}: `-c N` asks for another"
-    if problem.workload.n_ctx and problem.workload.n_ctx > model.n_ctx_train > 0:
-        yield (
-            f"n_ctx {problem.workload.n_ctx} is beyond the {model.n_ctx_train} that the model was"
-            " trained for: answers may degrade there"
-        )
     if not model.kv_formula:
         yield f"the cache of `{model.architecture}` is sized by the engine, not from the header"
     if problem.sizes is None:

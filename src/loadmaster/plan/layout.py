@@ -13,8 +13,8 @@ from functools import lru_cache
 from loadmaster.model.types import LayerKind, ModelSpec, TensorSpec
 from loadmaster.plan.types import CPU, EngineSettings, Override
 
-# Tensors that the input layer reads (LLM_TENSOR_LAYER_INPUT in llama-arch.cpp).
-_INPUT = frozenset({"token_embd", "position_embd", "token_types", "per_layer_token_embd"})
+# Tensors that the input layer reads row by row (LLM_TENSOR_LAYER_INPUT in llama-arch.cpp).
+ROW_LOOKUPS = frozenset({"token_embd", "position_embd", "token_types", "per_layer_token_embd"})
 # Repeating tensors without a layer number in their name, created with layer 0.
 _FIRST_LAYER = frozenset({"token_embd_norm", "per_layer_model_proj", "per_layer_proj_norm",
                           "conv1d"})  # fmt: skip
@@ -176,7 +176,7 @@ def _homes(model: ModelSpec, tensor: TensorSpec, devices: Sequence[str]) -> list
         return [devices[il] for il in _rope_layers(model)]
     if tensor.name == "token_embd.weight" and is_tied(model):
         return [CPU, devices[-1]]
-    if base in _INPUT:
+    if base in ROW_LOOKUPS:
         return [CPU]
     first = base in _FIRST_LAYER and not (base == "token_embd_norm" and _is_lfm2(model))
     return [devices[0] if first else devices[-1]]

@@ -28,6 +28,7 @@ class Books:
     gpus: tuple[Gpu, ...]
     budget: Budget
     overheads: Overheads
+    cpu_isa: tuple[str, ...] = ()  # decides which weights are repacked on the host
 
     @property
     def rules(self) -> Mapping[str, SizingRules]:
@@ -53,7 +54,8 @@ def device_plans(
     caches: Mapping[str, Bytes] = {}
     states: Mapping[str, Bytes] = {}
     if check or sizing is None:
-        weights = memory.model_bytes(model, settings, rules)
+        repacked = memory.repacked_types(books.cpu_isa)
+        weights = memory.model_bytes(model, settings, rules, repacked=repacked)
         caches = memory.kv_bytes(model, settings, rules)
         states = memory.recurrent_bytes(model, settings, rules)
     compute = bounds.bound_compute_bytes(model, settings, rules) if sizing is None else {}

@@ -10,8 +10,9 @@ from math import prod
 
 from loadmaster.machine.types import SizingRules
 from loadmaster.model.quants import BY_NAME, F32
-from loadmaster.model.types import LayerKind, LayerSpec, ModelSpec, QuantType
+from loadmaster.model.types import LayerKind, LayerSpec, ModelSpec, QuantType, TensorSpec
 from loadmaster.plan.layout import (
+    ROW_LOOKUPS,
     Overrides,
     copies_tied_output,
     device_ids,
@@ -39,6 +40,7 @@ __all__ = [
     "output_bytes",
     "placed_tensors",
     "recurrent_bytes",
+    "repacked_bytes",
     "repacked_types",
     "round_n_ctx",
     "swa_cells",
@@ -87,8 +89,42 @@ def model_bytes(
     for placed in placed_tensors(model, settings):
         rule = rules.get(placed.device, HOST_RULES)
         sums[placed.device] += alloc_bytes(placed.tensor.type, placed.tensor.shape, rule)
-    sums[CPU] += _repacked_output_bytes(model, settings, rules, repacked)
+    if not copies_tied_output(model):
+        sums[CPU] += _repacked_output_bytes(model, settings, rules, repacked)
     return {device: Bytes(total) for device, total in sums.items()}
+
+
+def repacked_bytes(
+    model: ModelSpec, settings: EngineSettings, rules: Rules, repacked: frozenset[str]
+) -> Bytes:
+    """The part of the host's weights that the engine copies into repacked buffers.
+
+    It is private memory under every load mode; with mmap the rest are file pages.
+    """
+    if not _repacks(settings, rules):
+        return Bytes(0)
+    copies = (
+        placed.tensor
+        for placed in placed_tensors(model, settings)
+        if placed.device == CPU and _is_repacked(placed.tensor, repacked)
+    )
+    total = sum(alloc_bytes(tensor.type, tensor.shape, HOST_RULES) for tensor in copies)
+    return Bytes(total + _repacked_output_bytes(model, settings, rules, repacked))
+
+
+def _repacks(settings: EngineSettings, rules: Rules) -> bool:
+    """make_cpu_buft_list (llama-model.cpp): page-locked buffers come before repacked ones."""
+    pinned = any(rules[device].pinned_host for device in opened_gpus(settings))
+    return settings.use_extra_bufts and not pinned
+
+
+def _is_repacked(tensor: TensorSpec, repacked: frozenset[str]) -> bool:
+    """ggml-cpu/repack.cpp, extra_buffer_type::supports_op: MUL_MAT in 2-D, MUL_MAT_ID in 3-D."""
+    if tensor.type.name not in repacked or len(tensor.shape) < 2 or tensor.shape[1] % 8:
+        return False
+    if len(tensor.shape) == 3:
+        return "_exps." in tensor.name
+    return tensor.name.partition(".")[0] not in ROW_LOOKUPS
 
 
 def _repacked_output_bytes(
@@ -96,13 +132,9 @@ def _repacked_output_bytes(
 ) -> int:
     """The second host copy of a tied output, 0 when both uses share one buffer type.
 
-    make_cpu_buft_list (llama-model.cpp): page-locked buffers come before repacked ones, and
-    token_embd is read with GET_ROWS, which no repacked type supports.
+    token_embd itself is read with GET_ROWS, which no repacked type supports.
     """
-    if not is_tied(model) or copies_tied_output(model) or not settings.use_extra_bufts:
-        return 0
-    pinned = any(rules[device].pinned_host for device in opened_gpus(settings))
-    if pinned and settings.load_mode == "none":
+    if not is_tied(model) or not _repacks(settings, rules):
         return 0
     tensor = next((t for t in model.tensors if t.name == "token_embd.weight"), None)
     if tensor is None or tensor.type.name not in repacked or tensor.shape[1] % 8:
@@ -117,15 +149,16 @@ def repacked_types(isa: Sequence[str]) -> frozenset[str]:
     """Tensor types for which ggml has repacked kernels on a CPU with these extensions.
 
     ggml_repack_get_optimal_repack_type (ggml-cpu/repack.cpp), x86 and Arm. Rows must come in
-    eights; types that Arm repacks in fours are rounded to that rule.
+    eights; types that Arm repacks in fours are rounded to that rule. On a CPU with `amx_int8` the
+    engine has packed layouts of other sizes besides: there its own figure for the host counts.
     """
     has = set(isa)
     types: set[str] = set()
     if "avx2" in has:
         types |= {"q4_0", "q4_K", "iq4_nl", "mxfp4"}
-    if "avx512f" in has:
+    if "avx512" in has:
         types.add("q2_K")
-    if has & {"asimddp", "dotprod", "i8mm"}:
+    if has & {"dotprod", "i8mm"}:
         types |= {"q4_0", "q4_K", "q5_K", "q6_K", "q8_0", "iq4_nl", "mxfp4", "q1_0"}
     return frozenset(types)
 

@@ -101,7 +101,13 @@ def make_problem(
     sizes: Sizes | None,
 ) -> Problem:
     """Gather a problem."""
-    books = Books(model=model, gpus=machine.gpus, budget=budget, overheads=overheads)
+    books = Books(
+        model=model,
+        gpus=machine.gpus,
+        budget=budget,
+        overheads=overheads,
+        cpu_isa=machine.cpu.isa,
+    )
     return Problem(
         books=books,
         machine=machine,

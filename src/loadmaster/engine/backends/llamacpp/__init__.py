@@ -1,0 +1,1 @@
+"""The adapter for llama.cpp, on llama-cpp-python's ctypes layer and our native library."""

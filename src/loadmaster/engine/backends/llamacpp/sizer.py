@@ -1,0 +1,64 @@
+"""Dry runs: the engine sizes every buffer for some settings and allocates none of them."""
+
+from pathlib import Path
+
+from loadmaster.engine.backends.llamacpp.library import Library
+from loadmaster.engine.backends.llamacpp.params import context_params, model_params
+from loadmaster.errors import EngineRefusedError
+from loadmaster.plan.types import EngineSettings, Sizing, SizingFailure
+
+
+class DryRuns:
+    """Keeps the last model: plans often differ in the context alone."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._key: object = None
+        self._model = 0
+
+    def size(self, path: Path, settings: EngineSettings) -> Sizing | SizingFailure:
+        """Sizes of all buffers. Recurrent state is really allocated, and freed again."""
+        try:
+            model = self._model_for(path, settings)
+            return self._with_context(model, settings)
+        except EngineRefusedError as error:
+            return SizingFailure(reason=error.message)
+
+    def _model_for(self, path: Path, settings: EngineSettings) -> int:
+        key = (
+            str(path),
+            settings.n_gpu_layers,
+            settings.layers_per_device,
+            settings.op_offload,  # it decides whether a GPU without layers is opened
+            settings.overrides,
+            settings.use_extra_bufts,
+        )
+        if key != self._key:
+            self.forget()
+            params = model_params(self._library, settings, dry_run=True)
+            self._model = (
+                self._library.api.llama_model_load_from_file(str(path).encode(), params.struct) or 0
+            )
+            if not self._model:
+                raise EngineRefusedError(f"the engine cannot load it: {self._library.error()}")
+            self._key = key
+        return self._model
+
+    def _with_context(self, model: int, settings: EngineSettings) -> Sizing:
+        api = self._library.api
+        context = api.llama_init_from_model(model, context_params(self._library, settings).struct)
+        if not context:
+            raise EngineRefusedError(
+                f"the engine cannot open n_ctx {settings.n_ctx}: {self._library.error()}"
+            )
+        try:
+            buffers = self._library.buffers(context)
+            return Sizing(buffers=buffers, n_ctx=api.llama_n_ctx(context))
+        finally:
+            api.llama_free(context)
+
+    def forget(self) -> None:
+        """Free the kept model."""
+        if self._model:
+            self._library.api.llama_model_free(self._model)
+        self._model, self._key = 0, None

@@ -1,0 +1,286 @@
+"""The parent's side of an engine: a handle on one worker process, safe from any thread.
+
+A watcher thread starts the worker, reads what it sends, and notices its death or its silence. Then
+every open call raises the one error that says why, every open request gets its `DoneEvent`, and
+nothing is left running.
+"""
+
+import os
+import queue
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from loadmaster.engine.driver import context_length_error
+from loadmaster.engine.meter import GpuMeter
+from loadmaster.engine.schema import SchemaError, from_json, to_json
+from loadmaster.engine.types import (
+    Capabilities,
+    DeviceFacts,
+    DoneEvent,
+    EngineBuild,
+    GenerateEvent,
+    GenerateRequest,
+    LoadedModel,
+    LoadRequest,
+    MemoryReport,
+    VirtualDevice,
+)
+from loadmaster.engine.watch import Watcher
+from loadmaster.errors import EngineError, LoadmasterError, UsageError
+from loadmaster.machine.types import Confinement
+from loadmaster.plan.types import EngineSettings, Sizing, SizingFailure
+from loadmaster.units import Bytes
+
+START_TIMEOUT_S = 120.0  # a first CUDA context on a slow disk takes tens of seconds
+PEAK_TIME_LIMIT_S = 5.0
+STEP_DEADLINE_S = 600.0
+
+OnProgress = Callable[[float], bool | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceState:
+    """A sequence's cells, and the tokens they stand for."""
+
+    tokens: tuple[int, ...]
+    data: bytes
+
+
+class Engine:
+    """A worker process and what may be asked of it."""
+
+    def __init__(self, watcher: Watcher, confinements: tuple[Confinement, ...]) -> None:
+        """Use `Engine.start`."""
+        self._watcher = watcher
+        self._confinements = confinements
+        self._gpu_meter = GpuMeter(watcher.pid, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        watcher.on_tick = self._gpu_meter.sample
+        self.loaded: LoadedModel | None = None
+        self.capabilities: Capabilities | None = None
+
+    @classmethod
+    def start(
+        cls,
+        build: EngineBuild,
+        *,
+        devices: Sequence[VirtualDevice] = (),
+        backend: str = "llamacpp",
+        min_batch: int | None = None,
+        ram_cap_bytes: Bytes | None = None,
+        options: Mapping[str, object] | None = None,
+        step_deadline_s: float = STEP_DEADLINE_S,
+    ) -> Self:
+        """Start a worker with a backend; with `devices`, on virtual GPUs instead of real ones.
+
+        `min_batch` is the plan's `op_offload_min_batch`: it counts for the life of the process.
+        `options` are the backend's own (the fake backend's faults).
+
+        Raises:
+            EngineMissingError: the build cannot be loaded.
+            EngineError: the worker did not come up.
+        """
+        watcher = Watcher(build, min_batch=min_batch, step_deadline_s=step_deadline_s)
+        try:
+            if ram_cap_bytes is not None:
+                watcher.cap_ram(ram_cap_bytes)
+            answer = watcher.open(
+                {
+                    "backend": backend,
+                    "lib_dir": str(build.lib_dir),
+                    "python_dir": str(build.python_dir),
+                    "devices": to_json(tuple(devices)),
+                    "options": dict(options or {}),
+                },
+                START_TIMEOUT_S,
+            )
+            confinements = _decode(tuple[Confinement, ...], answer.result)
+        except BaseException:
+            watcher.close()
+            raise
+        return cls(watcher, confinements)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        return self._watcher.pid
+
+    @property
+    def failure(self) -> LoadmasterError | None:
+        """Why the worker is no more; None while it lives, and after `close`."""
+        return self._watcher.failure
+
+    @property
+    def confinements(self) -> tuple[Confinement, ...]:
+        """Which protections this worker runs under."""
+        return (*self._confinements, *self._watcher.cap_confinements())
+
+    def log_tail(self) -> tuple[str, ...]:
+        """The engine's last log lines."""
+        return self._watcher.log.lines()
+
+    # -- calls
+
+    def devices(self) -> tuple[DeviceFacts, ...]:
+        """The GPUs that the engine sees. On CUDA this makes a context on each."""
+        answer = self._watcher.call("devices", {}, doing="listing devices")
+        devices: tuple[DeviceFacts, ...] = _decode(tuple[DeviceFacts, ...], answer.result)
+        return devices
+
+    def size(self, path: Path, settings: EngineSettings) -> Sizing | SizingFailure:
+        """Dry run: what a load with these settings would take (as `load_mode` none)."""
+        body = {"path": str(path), "settings": to_json(settings)}
+        result = self._watcher.call("size", body, doing="sizing the model").result
+        failed = isinstance(result, dict) and "reason" in result
+        sizing: Sizing | SizingFailure = _decode(SizingFailure if failed else Sizing, result)
+        return sizing
+
+    def load(
+        self,
+        request: LoadRequest,
+        on_progress: OnProgress | None = None,
+        *,
+        files: Sequence[Path] = (),
+    ) -> LoadedModel:
+        """Open a model. `files` are all its shards, by default the one path.
+
+        `on_progress` gets 0…1 and stops the load by returning False.
+
+        Raises:
+            ModelChangedError: the files are not those of `model_stamp`.
+            EngineRefusedError: the engine cannot read the file or get its memory.
+        """
+        paths = tuple(files) or (request.model_path,)
+        self._watcher.model = (paths, request.model_stamp)
+        if request.ram_cap_bytes is not None:
+            self._watcher.cap_ram(request.ram_cap_bytes)
+        body = {
+            "request": to_json(request),
+            "files": [str(path) for path in paths],
+            "cap_data": not self._watcher.has_cgroup,
+        }
+
+        def progress(value: float) -> None:
+            if on_progress is not None and on_progress(value) is False:
+                self._watcher.send({"kind": "stop_load"})
+
+        result = self._watcher.call("load", body, doing="loading the model", progress=progress)
+        fields = result.result if isinstance(result.result, dict) else {}
+        self.capabilities = _decode(Capabilities, fields.get("capabilities"))
+        self.loaded = _decode(LoadedModel, fields.get("loaded"))
+        return self.loaded
+
+    def commit_peak(self, time_limit_s: float = PEAK_TIME_LIMIT_S) -> MemoryReport:
+        """Make every lazily allocated buffer as large as it will get, and measure."""
+        body = {"time_limit_s": time_limit_s}
+        answer = self._watcher.call("commit_peak", body, doing="committing its peak memory")
+        return self._with_driver_figures(_decode(MemoryReport, answer.result))
+
+    def memory(self) -> MemoryReport:
+        """Measure now. During a step, the answer comes at its end."""
+        answer = self._watcher.call("memory", {}, doing="measuring memory")
+        return self._with_driver_figures(_decode(MemoryReport, answer.result))
+
+    def _with_driver_figures(self, report: MemoryReport) -> MemoryReport:
+        """Fill in what the GPU driver knows of the process; a virtual device knows itself."""
+        used, peak = self._gpu_meter.sample(), self._gpu_meter.peak
+        return MemoryReport(
+            buffers=report.buffers,
+            process_bytes=report.process_bytes,
+            process_peak_bytes=report.process_peak_bytes,
+            mapped_bytes=report.mapped_bytes,
+            device_used_bytes=_fill(report.device_used_bytes, used),
+            device_peak_bytes=_fill(report.device_peak_bytes, peak),
+            device_denied=report.device_denied,
+        )
+
+    def tokenize(
+        self, text: str, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """Text to tokens of the open model."""
+        body = {"text": text, "add_special": add_special, "parse_special": parse_special}
+        answer = self._watcher.call("tokenize", body, doing="tokenizing")
+        return list(_decode(tuple[int, ...], answer.result))
+
+    def save_state(self, seq_id: int = 0) -> SequenceState:
+        """The cells of a sequence. Call it while no request runs in the sequence."""
+        answer = self._watcher.call("save_state", {"seq_id": seq_id}, doing="saving a sequence")
+        return SequenceState(tokens=_decode(tuple[int, ...], answer.result), data=answer.payload)
+
+    def restore_state(self, state: SequenceState, seq_id: int = 0) -> None:
+        """Put saved cells back: a prompt that begins with their tokens goes on from them.
+
+        Raises:
+            EngineRefusedError: the state belongs to another model or other KV types.
+        """
+        body = {"seq_id": seq_id, "tokens": list(state.tokens)}
+        self._watcher.call("restore_state", body, state.data, doing="restoring a sequence")
+
+    # -- requests
+
+    def generate(self, request: GenerateRequest) -> Iterator[GenerateEvent]:
+        """Run a request. The last event is its one `DoneEvent`; leaving early cancels it.
+
+        The request is submitted now, not at the first `next`.
+
+        Raises:
+            ContextLengthError: the prompt does not fit in n_ctx; nothing was fed.
+            EngineError: no model is open, or the worker is gone already.
+        """
+        if self.loaded is None:
+            raise UsageError("no model is open in this engine")
+        n_prompt = len(request.prompt)
+        if n_prompt == 0 or n_prompt >= self.loaded.n_ctx_seq:
+            raise context_length_error(n_prompt, self.loaded.n_ctx_seq)
+        events = self._watcher.open_stream(request)
+        return self._events(request.request_id, events)
+
+    def _events(
+        self, request_id: str, events: "queue.SimpleQueue[GenerateEvent | LoadmasterError]"
+    ) -> Iterator[GenerateEvent]:
+        done = False
+        try:
+            while not done:
+                event = events.get()
+                done = isinstance(event, DoneEvent | LoadmasterError)
+                if isinstance(event, LoadmasterError):
+                    raise event
+                yield event
+        finally:
+            if not done:
+                self.cancel(request_id)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request; its `DoneEvent` says `cancelled`. Unknown and ended ones are ignored."""
+        if self._watcher.failure is None:
+            self._watcher.send({"kind": "cancel", "request_id": request_id}, quiet=True)
+
+    def close(self) -> None:
+        """End the worker, whatever it is doing. Idempotent; open requests end as failed."""
+        self._watcher.close()
+
+
+def _fill(
+    known: Mapping[str, Bytes | None], driver: Mapping[str, Bytes]
+) -> dict[str, Bytes | None]:
+    return {key: driver.get(key) if value is None else value for key, value in known.items()}
+
+
+def _decode(cls: Any, value: object) -> Any:
+    """A reply of the worker, checked like any input."""
+    try:
+        return from_json(cls, value)
+    except SchemaError as error:
+        raise EngineError(f"the worker sent a malformed reply: {error}") from None

@@ -1,0 +1,461 @@
+"""The watcher of one worker: starts it, routes what it sends, and sees it die.
+
+One thread spawns the worker, for its parent-death signal follows the spawning thread, and then
+polls socket, log and process. What other threads touch too is behind one lock.
+"""
+
+import contextlib
+import itertools
+import os
+import queue
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loadmaster.engine.cap import MemoryCgroup
+from loadmaster.engine.logtail import LogTail
+from loadmaster.engine.postmortem import Death, explain, machine_oom_kills
+from loadmaster.engine.remote_errors import remote_error
+from loadmaster.engine.schema import SchemaError, from_json, to_json
+from loadmaster.engine.spawn import Spawned, spawn_worker
+from loadmaster.engine.types import (
+    DoneEvent,
+    EngineBuild,
+    GenerateEvent,
+    GenerateRequest,
+    PrefillEvent,
+    TextEvent,
+)
+from loadmaster.engine.wire import Channel, Frame, WireError
+from loadmaster.errors import EngineError, EngineStalledError, LoadmasterError, UsageError
+from loadmaster.machine.types import Confinement
+from loadmaster.units import Bytes, format_size
+
+SILENCE_S = 5.0  # without a heartbeat; they come every 0.5 s, whatever the engine computes
+FROZEN_S = 30.0  # silence of a process that is not stopped: it swaps, or it hangs
+_POLL_S = 0.25
+_CLOSE_S = 2.0
+_LOG_CHUNK_BYTES = 1 << 16
+
+Stream = queue.SimpleQueue[GenerateEvent | LoadmasterError]
+_EVENTS: dict[str, Any] = {"text": TextEvent, "prefill": PrefillEvent, "done": DoneEvent}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The result of a call."""
+
+    result: object
+    payload: bytes = b""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Call:
+    """A call that waits for its answer; floats on the way are progress."""
+
+    doing: str
+    inbox: "queue.SimpleQueue[Answer | LoadmasterError | float]" = field(
+        default_factory=queue.SimpleQueue
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Open:
+    """A request that has had no terminal event yet."""
+
+    request: GenerateRequest
+    stream: Stream = field(default_factory=queue.SimpleQueue)
+    n_tokens: int = 0
+
+
+class Watcher:
+    """Owns a worker process. `failure` is set once: when it died, or was given up and killed."""
+
+    def __init__(
+        self, build: EngineBuild, *, min_batch: int | None, step_deadline_s: float
+    ) -> None:
+        self.log = LogTail()
+        self.failure: LoadmasterError | None = None
+        self.model: tuple[tuple[Path, ...], str] = ((), "")
+        self.on_tick: Callable[[], object] = lambda: None  # about every second
+        self._step_deadline_s = step_deadline_s
+        self._lock = threading.Lock()
+        self._ids = itertools.count(1)
+        self._calls: dict[int, _Call] = {}
+        self._requests: dict[str, _Open] = {}
+        self._fatal: LoadmasterError | None = None
+        self._closed = False
+        self._group: MemoryCgroup | None = None
+        self._cap_bytes: Bytes | None = None
+        self._oom_kills_before = machine_oom_kills()
+        self._beat_s = self._loop_s = time.monotonic()
+        started: queue.SimpleQueue[Spawned | Exception] = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._run, args=(build, min_batch, started), daemon=True, name="engine-watch"
+        )
+        self._thread.start()
+        spawned = started.get()
+        if isinstance(spawned, Exception):
+            raise EngineError(f"cannot start a worker: {spawned}") from spawned
+        self._process, self._socket = spawned.process, spawned.connection
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    # -- from any thread
+
+    def call(
+        self,
+        method: str,
+        body: Mapping[str, object],
+        payload: bytes = b"",
+        *,
+        doing: str,
+        progress: Callable[[float], None] | None = None,
+    ) -> Answer:
+        """Ask the worker and wait. Raises the worker's error, or why it is no more."""
+        call_id, call = self._begin(doing)
+        self.send({"kind": "call", "id": call_id, "method": method, **body}, payload)
+        while True:
+            item = call.inbox.get()
+            if isinstance(item, LoadmasterError):
+                raise item
+            if isinstance(item, Answer):
+                return item
+            if progress is not None:
+                progress(item)
+
+    def open(self, body: Mapping[str, object], timeout_s: float) -> Answer:
+        """Open the backend: the first message of all."""
+        call_id, call = self._begin("starting")
+        self.send({"kind": "open", "id": call_id, **body})
+        try:
+            item = call.inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            raise EngineStalledError(f"the engine did not start in {timeout_s:.0f} s") from None
+        if isinstance(item, Answer):
+            return item
+        raise item if isinstance(item, LoadmasterError) else EngineError("no answer to `open`")
+
+    def open_stream(self, request: GenerateRequest) -> Stream:
+        """Submit a request; its events come on the stream, the last one terminal."""
+        entry = _Open(request=request)
+        with self._lock:
+            self._check_alive()
+            if request.request_id in self._requests:
+                raise UsageError(f"request `{request.request_id}` is running already")
+            self._requests[request.request_id] = entry
+        self.send({"kind": "submit", "request": to_json(request)}, quiet=True)
+        return entry.stream
+
+    def send(self, body: dict[str, Any], payload: bytes = b"", *, quiet: bool = False) -> None:
+        """Send a frame. If the worker is gone: raise why, or leave it to the watcher if `quiet`."""
+        try:
+            Channel.send(self._channel, body, payload)
+        except WireError as error:
+            raise UsageError(str(error)) from None
+        except OSError:
+            if quiet:
+                return
+            self._thread.join(_CLOSE_S)
+            with self._lock:
+                self._check_alive()
+
+    def cap_ram(self, limit_bytes: Bytes) -> None:
+        """Cap the worker's memory by a cgroup, if one can be made; else the load sets a limit."""
+        self._cap_bytes = limit_bytes
+        if self._group is None:
+            self._group = MemoryCgroup.create(self.pid, limit_bytes)
+        else:
+            self._group.set_limit(limit_bytes)
+
+    @property
+    def has_cgroup(self) -> bool:
+        return self._group is not None
+
+    def cap_confinements(self) -> tuple[Confinement, ...]:
+        """How the memory cap is enforced, if there is one."""
+        if self._cap_bytes is None:
+            return ()
+        how = "cgroup" if self._group else "RLIMIT_DATA"
+        detail = f"{how}, {format_size(self._cap_bytes)}"
+        return (Confinement(name="memory cap", active=True, detail=detail),)
+
+    def close(self) -> None:
+        """End the worker: it leaves when its socket closes, or is killed."""
+        with self._lock:
+            self._closed = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(_CLOSE_S)
+        if self._thread.is_alive():
+            self._kill()
+            self._thread.join()
+
+    def _begin(self, doing: str) -> tuple[int, _Call]:
+        call = _Call(doing=doing)
+        with self._lock:
+            self._check_alive()
+            call_id = next(self._ids)
+            self._calls[call_id] = call
+        return call_id, call
+
+    def _check_alive(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if self._closed:
+            raise EngineError("the engine is closed")
+
+    # -- the watching thread
+
+    def _run(
+        self,
+        build: EngineBuild,
+        min_batch: int | None,
+        started: "queue.SimpleQueue[Spawned | Exception]",
+    ) -> None:
+        try:
+            spawned = spawn_worker(build, min_batch)
+        except (OSError, subprocess.SubprocessError) as refusal:
+            started.put(refusal)
+            return
+        self._channel = Channel(spawned.connection)
+        started.put(spawned)
+        try:
+            error = self._watch(spawned)
+        except Exception as bug:
+            error = EngineError(f"watching the worker failed: {bug!r}")
+        self._bury(spawned, error)
+
+    def _watch(self, spawned: Spawned) -> LoadmasterError | None:
+        """Until the worker has died; returns the error if it is not the death that tells."""
+        poller = select.poll()
+        poller.register(spawned.connection, select.POLLIN)
+        poller.register(spawned.log_fd, select.POLLIN)
+        process_fd = _pidfd(spawned.process.pid)
+        if process_fd is not None:
+            poller.register(process_fd, select.POLLIN)
+        next_tick = 0.0
+        try:
+            while True:
+                ready = {fd for fd, _ in poller.poll(_POLL_S * 1000)}
+                if spawned.log_fd in ready and not self._drain_log(spawned.log_fd):
+                    poller.unregister(spawned.log_fd)
+                if spawned.connection.fileno() in ready and not self._receive():
+                    return self._fatal
+                if process_fd in ready:
+                    return self._fatal
+                if (stalled := self._stalled()) is not None:
+                    return stalled
+                if self._loop_s >= next_tick:
+                    next_tick = self._loop_s + 1
+                    self.on_tick()
+        except WireError as error:
+            return EngineError(f"the worker sent what is no message: {error}")
+        finally:
+            if process_fd is not None:
+                os.close(process_fd)
+
+    def _receive(self) -> bool:
+        """Route what came; False when the worker has closed its end."""
+        frames = self._channel.receive()
+        for frame in frames or ():
+            self._route(frame)
+        return frames is not None
+
+    def _drain_log(self, log_fd: int) -> bool:
+        """Read what is there; False at the end of the pipe."""
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(log_fd, _LOG_CHUNK_BYTES):
+                self.log.feed(chunk)
+            return False
+        return True
+
+    def _route(self, frame: Frame) -> None:
+        body = frame.body
+        match frame.kind:
+            case "beat":
+                self._beat_s = time.monotonic()
+                self._check_deadline(body)
+            case "event":
+                self._route_event(body)
+            case "reply" | "error" | "progress":
+                self._route_answer(frame)
+            case "refused":
+                self._end(body.get("request_id"), remote_error(body.get("error")))
+            case "fatal":
+                self._fatal = remote_error(body.get("error"))
+            case kind:
+                raise WireError(f"unknown kind {kind!r}")
+
+    def _route_answer(self, frame: Frame) -> None:
+        call_id, kind = frame.body.get("id", 0), frame.kind
+        if not isinstance(call_id, int):
+            raise WireError(f"an answer to call {call_id!r}")
+        with self._lock:
+            call = self._calls.get(call_id)
+            if call is None:
+                return
+            if kind != "progress":
+                del self._calls[call_id]
+        value = frame.body.get("value")
+        if kind == "reply":
+            call.inbox.put(Answer(result=frame.body.get("result"), payload=frame.payload))
+        elif kind == "error":
+            call.inbox.put(remote_error(frame.body.get("error")))
+        elif isinstance(value, int | float):
+            call.inbox.put(float(value))
+
+    def _route_event(self, body: Mapping[str, Any]) -> None:
+        try:
+            event: GenerateEvent = from_json(_EVENTS[str(body.get("event"))], body.get("body"))
+        except (SchemaError, KeyError) as error:
+            raise WireError(f"an event with {error}") from None
+        if isinstance(event, DoneEvent):
+            self._end(event.request_id, event)
+            return
+        with self._lock:
+            entry = self._requests.get(event.request_id)
+        if entry is not None:
+            if isinstance(event, TextEvent):
+                entry.n_tokens = event.n_tokens
+            entry.stream.put(event)
+
+    def _end(self, request_id: object, terminal: DoneEvent | LoadmasterError) -> None:
+        with self._lock:
+            entry = self._requests.pop(str(request_id), None)
+        if entry is not None:
+            entry.stream.put(terminal)
+
+    # -- silence and death
+
+    def _check_deadline(self, beat: Mapping[str, Any]) -> None:
+        age = beat.get("age_s")
+        if beat.get("doing") == "idle" or not isinstance(age, int | float):
+            return
+        if age > self._step_deadline_s:
+            self._fatal = EngineStalledError(
+                f"the engine has been at {beat.get('doing')} for {age:.0f} s, "
+                f"its deadline is {self._step_deadline_s:.0f} s"
+            )
+
+    def _stalled(self) -> LoadmasterError | None:
+        if self._fatal is not None:
+            return self._fatal
+        now = time.monotonic()
+        if now - self._loop_s > _POLL_S + 2:  # we were stopped ourselves: start over
+            self._beat_s = now
+        self._loop_s = now
+        silence = now - self._beat_s
+        if silence < SILENCE_S:
+            return None
+        stopped = _is_stopped(self.pid)
+        if not stopped and silence < FROZEN_S:
+            return None
+        how = "is stopped" if stopped else "does not answer"
+        return EngineStalledError(
+            f"the engine {how}: no heartbeat for {silence:.1f} s while {self._doing()}",
+            hint="it was killed; run it again",
+            numbers={"silence_s": silence},
+        )
+
+    def _doing(self) -> str:
+        with self._lock:
+            for call in self._calls.values():
+                return call.doing
+            return "generating" if self._requests else "idle"
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _bury(self, spawned: Spawned, error: LoadmasterError | None) -> None:
+        """The worker is dead or about to be. Leave nothing running, and tell everyone."""
+        doing = self._doing()
+        if error is None:  # it died by itself, or is on its way out
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                spawned.process.wait(_CLOSE_S / 2)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(spawned.process.pid, signal.SIGKILL)
+        status = spawned.process.wait()
+        self._receive_last(spawned.connection)
+        self._drain_log(spawned.log_fd)
+        self.log.finish()
+        os.close(spawned.log_fd)
+        failure = error or self._fatal or explain(self._death(status, doing), self.log)
+        self._fail_all(failure)
+        self._channel.close()
+        if self._group is not None:
+            self._group.remove()
+
+    def _receive_last(self, connection: socket.socket) -> None:
+        """What the worker managed to say before it died."""
+        connection.settimeout(0.1)
+        with contextlib.suppress(OSError, WireError):
+            while self._receive():
+                pass
+
+    def _death(self, status: int, doing: str) -> Death:
+        if self._group is not None:
+            oom_kills = self._group.oom_kills()
+        else:
+            oom_kills = machine_oom_kills() - self._oom_kills_before
+        files, stamp = self.model
+        return Death(
+            status=status,
+            doing=doing,
+            oom_kills=oom_kills,
+            ram_cap_bytes=self._cap_bytes,
+            files=files,
+            stamp=stamp,
+        )
+
+    def _fail_all(self, failure: LoadmasterError) -> None:
+        with self._lock:
+            if self._closed:
+                failure = EngineError("the engine was closed")
+            else:
+                self.failure = failure
+            calls, self._calls = self._calls, {}
+            requests, self._requests = self._requests, {}
+        for call in calls.values():
+            call.inbox.put(failure)
+        for entry in requests.values():
+            entry.stream.put(_failed(entry, failure))
+
+
+def _failed(entry: _Open, failure: LoadmasterError) -> DoneEvent:
+    return DoneEvent(
+        request_id=entry.request.request_id,
+        finish_reason="failed",
+        n_prompt=len(entry.request.prompt),
+        n_cached=0,
+        n_generated=entry.n_tokens,
+        prefill_s=0.0,
+        decode_s=0.0,
+        error=failure.message,
+    )
+
+
+def _pidfd(pid: int) -> int | None:
+    """A descriptor that is readable when the process has died; the socket tells it as well."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] in ("T", "t")

@@ -1,0 +1,306 @@
+"""The worker: `python -m loadmaster.engine.worker`, one process for one open model.
+
+It confines itself, loads a backend and serves its parent over a socket. Three threads: the main
+one makes every backend call; one reads the socket; one beats, so that the parent can tell a long
+step from a stopped process. It ends when the socket closes, whatever it is doing.
+"""
+
+import argparse
+import gc
+import json
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loadmaster.engine.backends import open_backend
+from loadmaster.engine.confine import cap_data, confine_worker
+from loadmaster.engine.driver import Driver
+from loadmaster.engine.meter import process_memory
+from loadmaster.engine.remote_errors import error_json
+from loadmaster.engine.schema import from_json, to_json
+from loadmaster.engine.types import (
+    Backend,
+    DoneEvent,
+    GenerateEvent,
+    GenerateRequest,
+    LoadRequest,
+    MemoryReport,
+    PrefillEvent,
+    TextEvent,
+    VirtualDevice,
+)
+from loadmaster.engine.wire import Channel, Frame
+from loadmaster.errors import EngineError, LoadmasterError, ModelChangedError
+from loadmaster.machine.types import Confinement
+from loadmaster.model.stamp import check_unchanged
+from loadmaster.plan.types import EngineSettings
+from loadmaster.scheduler.types import Limits
+from loadmaster.units import Bytes
+
+BEAT_S = 0.5
+_SAMPLE_S = 0.1  # the memory meter
+_PROGRESS_S = 0.05
+_EVENT_KINDS = {TextEvent: "text", PrefillEvent: "prefill", DoneEvent: "done"}
+FATAL_STATUS = 70
+
+
+class _Pulse:
+    """The thread that beats and measures while the main thread is in native code."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._doing = ("starting", time.monotonic())
+        self.peak_bytes = Bytes(0)
+        threading.Thread(target=self._run, daemon=True, name="pulse").start()
+
+    def doing(self, what: str) -> None:
+        """Note what the main thread begins now."""
+        self._doing = (what, time.monotonic())
+
+    def sample(self) -> None:
+        self.peak_bytes = max(self.peak_bytes, process_memory().own_bytes)
+
+    def _run(self) -> None:
+        next_beat = 0.0
+        try:
+            while True:
+                now = time.monotonic()
+                if now >= next_beat:
+                    what, since = self._doing
+                    self._channel.send({"kind": "beat", "doing": what, "age_s": now - since})
+                    next_beat = now + BEAT_S
+                self.sample()
+                time.sleep(_SAMPLE_S)
+        except OSError:
+            os._exit(0)
+
+
+class Worker:
+    """The child's side of an engine."""
+
+    def __init__(self, channel: Channel, confinements: tuple[Confinement, ...]) -> None:
+        self._channel = channel
+        self._confinements = confinements
+        self._inbox: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+        self._backend: Backend | None = None
+        self._driver: Driver | None = None
+        self._pulse = _Pulse(channel)
+        self._calls = {
+            "devices": self._devices,
+            "size": self._size,
+            "load": self._load,
+            "commit_peak": self._commit_peak,
+            "memory": self._memory,
+            "tokenize": self._tokenize,
+            "save_state": self._save_state,
+            "restore_state": self._restore_state,
+        }
+        threading.Thread(target=self._read, daemon=True, name="reader").start()
+
+    def run(self) -> None:
+        """Serve until the socket closes."""
+        while True:
+            while self._driver is None or self._driver.idle or not self._inbox.empty():
+                self._pulse.doing("idle")
+                self._handle(self._inbox.get())
+            self._pulse.doing("a step")
+            self._driver.step()
+
+    def _read(self) -> None:
+        """Fill the inbox; what cannot wait for the main thread is done here."""
+        while (frames := self._channel.receive()) is not None:
+            for frame in frames:
+                self._inbox.put(frame)
+                if frame.kind == "cancel" and self._driver is not None:
+                    self._driver.interrupt(frame.body["request_id"])
+                elif frame.kind == "stop_load" and self._backend is not None:
+                    self._backend.interrupt()
+        os._exit(0)  # the parent is gone, or wants us gone; native code cannot be asked to end
+
+    def _handle(self, frame: Frame) -> None:
+        body = frame.body
+        match frame.kind:
+            case "open":
+                self._answer(body, lambda: self._open(body))
+            case "call":
+                self._pulse.doing(body["method"])
+                self._answer(body, lambda: self._calls[body["method"]](frame))
+            case "submit" if self._driver is not None:
+                self._driver.submit(from_json(GenerateRequest, body["request"]))
+            case "cancel" if self._driver is not None:
+                self._driver.cancel(body["request_id"])
+
+    def _answer(self, body: Mapping[str, Any], call: Any) -> None:
+        """Reply with the result or with the error; only our own errors leave the worker usable."""
+        try:
+            result, payload = call()
+        except LoadmasterError as error:
+            self._channel.send({"kind": "error", "id": body["id"], "error": error_json(error)})
+        else:
+            self._channel.send({"kind": "reply", "id": body["id"], "result": result}, payload)
+
+    # -- calls: each returns a JSON value and a payload
+
+    def _open(self, body: Mapping[str, Any]) -> tuple[object, bytes]:
+        self._backend = open_backend(
+            body["backend"],
+            lib_dir=Path(body["lib_dir"]),
+            python_dir=Path(body["python_dir"]),
+            devices=[from_json(VirtualDevice, device) for device in body["devices"]],
+            options=body["options"],
+        )
+        return to_json(self._confinements), b""
+
+    @property
+    def _opened(self) -> Backend:
+        if self._backend is None:
+            raise EngineError("no backend is open")
+        return self._backend
+
+    @property
+    def _running(self) -> Driver:
+        if self._driver is None:
+            raise EngineError("no model is open")
+        return self._driver
+
+    def _devices(self, frame: Frame) -> tuple[object, bytes]:
+        return to_json(self._opened.devices()), b""
+
+    def _size(self, frame: Frame) -> tuple[object, bytes]:
+        settings = from_json(EngineSettings, frame.body["settings"])
+        return to_json(self._opened.size(Path(frame.body["path"]), settings)), b""
+
+    def _load(self, frame: Frame) -> tuple[object, bytes]:
+        request = from_json(LoadRequest, frame.body["request"])
+        files = [Path(path) for path in frame.body["files"]]
+        if request.model_stamp:
+            check_unchanged(files, request.model_stamp)
+        if frame.body["cap_data"] and request.ram_cap_bytes is not None:
+            cap_data(request.ram_cap_bytes)
+        loaded = self._opened.load(request, self._progress(frame.body["id"]))
+        if request.model_stamp:
+            _check_after_load(files, request.model_stamp)
+        capabilities = self._opened.capabilities()
+        limits = Limits(
+            n_ctx=loaded.n_ctx,
+            n_ctx_seq=loaded.n_ctx_seq,
+            n_seq_max=capabilities.n_seq_max,
+            n_batch=request.settings.n_batch,
+            n_ubatch=min(request.settings.n_ubatch, request.settings.n_batch),
+            partial_removal=capabilities.partial_removal,
+        )
+        self._driver = Driver(self._opened, limits, report=self._report, refuse=self._refuse)
+        gc.freeze()  # what is loaded now stays: collections need not look at it
+        return {"loaded": to_json(loaded), "capabilities": to_json(capabilities)}, b""
+
+    def _progress(self, call_id: int) -> Any:
+        last = float("-inf")
+
+        def progress(value: float) -> bool:
+            nonlocal last
+            now = time.monotonic()
+            self._pulse.doing("load")  # it moves: the deadline starts anew
+            if now - last >= _PROGRESS_S or value >= 1:
+                last = now
+                self._channel.send({"kind": "progress", "id": call_id, "value": value})
+            return True
+
+        return progress
+
+    def _commit_peak(self, frame: Frame) -> tuple[object, bytes]:
+        self._opened.commit_peak(float(frame.body["time_limit_s"]))
+        return self._memory(frame)
+
+    def _memory(self, frame: Frame) -> tuple[object, bytes]:
+        report = self._opened.memory()
+        self._pulse.sample()
+        return to_json(_with_peak(report, self._pulse.peak_bytes)), b""
+
+    def _tokenize(self, frame: Frame) -> tuple[object, bytes]:
+        body = frame.body
+        tokens = self._opened.tokenize(
+            body["text"], add_special=body["add_special"], parse_special=body["parse_special"]
+        )
+        return tokens, b""
+
+    def _save_state(self, frame: Frame) -> tuple[object, bytes]:
+        tokens, state = self._running.save(frame.body["seq_id"])
+        return list(tokens), state
+
+    def _restore_state(self, frame: Frame) -> tuple[object, bytes]:
+        tokens = from_json(list_of_tokens, frame.body["tokens"])
+        self._running.restore(frame.body["seq_id"], tokens, frame.payload)
+        return None, b""
+
+    # -- events
+
+    def _report(self, event: GenerateEvent) -> None:
+        body = to_json(event)
+        self._channel.send({"kind": "event", "event": _EVENT_KINDS[type(event)], "body": body})
+
+    def _refuse(self, request_id: str, error: LoadmasterError) -> None:
+        self._channel.send(
+            {"kind": "refused", "request_id": request_id, "error": error_json(error)}
+        )
+
+
+list_of_tokens: Any = tuple[int, ...]
+
+
+def _check_after_load(files: list[Path], stamp: str) -> None:
+    """A file that was replaced while it was read is a mixture of two."""
+    try:
+        check_unchanged(files, stamp)
+    except ModelChangedError as error:
+        raise EngineError(f"{error.message}, while it was loaded", hint=error.hint) from None
+
+
+def _with_peak(report: MemoryReport, peak_bytes: Bytes) -> MemoryReport:
+    return MemoryReport(
+        buffers=report.buffers,
+        process_bytes=report.process_bytes,
+        process_peak_bytes=max(report.process_peak_bytes, peak_bytes),
+        mapped_bytes=report.mapped_bytes,
+        device_used_bytes=report.device_used_bytes,
+        device_peak_bytes=report.device_peak_bytes,
+        device_denied=report.device_denied,
+    )
+
+
+def _fail(channel: Channel, error: BaseException) -> None:
+    """Say why, and end: after an engine error the process is not used again."""
+    if not isinstance(error, LoadmasterError):
+        traceback.print_exception(error)
+        error = EngineError(f"the worker failed: {type(error).__name__}: {error}")
+    channel.send({"kind": "fatal", "error": error_json(error)})
+    os._exit(FATAL_STATUS)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="loadmaster.engine.worker")
+    parser.add_argument("--fd", type=int, help="the socket to the parent")
+    parser.add_argument("--parent", type=int, help="its process id")
+    parser.add_argument("--target", default="cpu", help="the engine build's target")
+    parser.add_argument("--confinements", action="store_true", help="print them and exit")
+    options = parser.parse_args(argv)
+    parent = os.getppid() if options.parent is None else options.parent
+    confinements = confine_worker(target=options.target, parent_pid=parent)
+    if options.confinements:
+        json.dump(to_json(confinements), sys.stdout)
+        return
+    channel = Channel(socket.socket(fileno=options.fd))
+    try:
+        Worker(channel, confinements).run()
+    except BaseException as error:  # whatever it is, the parent must hear of it
+        _fail(channel, error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""From what a user typed to a plan, and from a plan to an open session with its template."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loadmaster.engine import builds
+from loadmaster.engine.meter import process_memory
+from loadmaster.engine.process import Engine
+from loadmaster.engine.sizing import Sizer
+from loadmaster.engine.types import EngineBuild, VirtualDevice
+from loadmaster.errors import EngineMissingError, NotFoundError, UsageError
+from loadmaster.machine.detect import detect_machine
+from loadmaster.machine.profiles import load_profile
+from loadmaster.machine.target import for_target
+from loadmaster.machine.types import Machine
+from loadmaster.model.source import read_model
+from loadmaster.model.stamp import check_unchanged
+from loadmaster.plan.budget import make_budget
+from loadmaster.plan.codec import plan_from_json
+from loadmaster.plan.types import CPU, DoesNotFit, Plan, Workload
+from loadmaster.tasks import calibration
+from loadmaster.tasks.chat import Chat
+from loadmaster.tasks.planning import (
+    PlanOptions,
+    PlanRequest,
+    model_path,
+    plan_model,
+    read_adapter,
+    require_plan,
+)
+from loadmaster.tasks.progress import Progress
+from loadmaster.tasks.session import Opening, Session, open_session
+from loadmaster.tasks.template import ChatTemplate
+from loadmaster.units import Bytes
+
+FAKE = "fake"
+# The fake backend needs no library; the worker is started as for any other.
+_NO_BUILD = EngineBuild(id=FAKE, target="cpu", version="0", root=Path("/nonexistent"))
+
+
+def find_engine(backend: str) -> EngineBuild | None:
+    """The build in use; None when there is none."""
+    if backend == FAKE:
+        return _NO_BUILD
+    with suppress(EngineMissingError):
+        return builds.find_build()
+    return None
+
+
+class Planner:
+    """One model on one machine; plans it as often as needed, under fewer bytes each time."""
+
+    def __init__(self, model: str, options: PlanOptions) -> None:
+        self.options = options
+        self.build = find_engine(options.backend)
+        spec = read_model(model_path(model))
+        machine = self._machine()
+        adapters = tuple(read_adapter(path, scale) for path, scale in options.adapters)
+        self.request = PlanRequest(
+            model=spec,
+            machine=machine,
+            workload=options.workload,
+            budget=make_budget(machine, options.vram, options.ram),
+            knobs=replace(options.knobs, adapters=adapters),
+            overheads=calibration.calibrated_overheads(self.build_id, machine.gpus),
+        )
+
+    @property
+    def build_id(self) -> str:
+        return self.build.id if self.build else "no build"
+
+    def _machine(self) -> Machine:
+        if self.options.machine is not None:
+            return load_profile(self.options.machine)
+        machine = detect_machine()
+        return for_target(machine, self.build.target) if self.build else machine
+
+    def plan(self) -> Plan | DoesNotFit:
+        """The fastest placement inside the budget, or the closest miss."""
+        return self._plan(self.request)
+
+    def smaller(self, caps: dict[str, Bytes], reason: str) -> Plan | DoesNotFit:
+        """A plan under smaller caps: the machine disagreed with the last one."""
+        return self._plan(self.request.with_caps(caps, reason))
+
+    def at_n_ctx(self, n_ctx: int) -> Plan | DoesNotFit:
+        """A plan for another n_ctx; if it fits, later plans are for this n_ctx too."""
+        request = replace(self.request, workload=Workload(n_ctx=n_ctx))
+        outcome = self._plan(request)
+        if isinstance(outcome, Plan):
+            self.request = request
+        return outcome
+
+    def _plan(self, request: PlanRequest) -> Plan | DoesNotFit:
+        if self.build is None:
+            return plan_model(request, None)
+        devices = virtual_devices(request.machine)
+        with Sizer(self.build, devices, backend=self.options.backend) as sizer:
+            return plan_model(request, sizer)
+
+
+def virtual_devices(machine: Machine) -> tuple[VirtualDevice, ...]:
+    """The machine's GPUs as the engine imitates them."""
+    return tuple(
+        VirtualDevice(id=gpu.id, total_bytes=gpu.total_bytes, rules=gpu.rules)
+        for gpu in machine.gpus
+    )
+
+
+class Opened:
+    """An open session with its template, and the way to open its model again. Close it, or use it
+    as a context manager."""
+
+    def __init__(self, parts: "_Parts", session: Session) -> None:
+        self._parts = parts
+        self.session = session
+        self.template = parts.template
+
+    @property
+    def backend(self) -> str:
+        """`llamacpp` or `fake`."""
+        return self._parts.backend
+
+    @property
+    def label(self) -> str:
+        """What is to be said beside every figure of a backend that computes nothing."""
+        return " (fake backend: no model was run)" if self.backend == FAKE else ""
+
+    def notes(self, *, raw: bool) -> tuple[str, ...]:
+        """What a person needs to know once, before the first answer."""
+        notes = []
+        if self.template.is_fallback and not raw:
+            notes.append("note: the model brings no chat template, ChatML is used (`--raw`: none)")
+        command = None if self.backend == FAKE else builds.gpu_hint(self._parts.build)
+        if command:
+            notes.append(f"note: this engine was built without GPU support; `{command}` mends it")
+        return tuple(notes)
+
+    def reopen(self, chat: Chat, n_ctx: int, progress: Progress) -> None:
+        """Open the model again with another n_ctx; the conversation goes on.
+
+        Raises:
+            PlanRefusedError: it does not fit; the open session stays as it is.
+            UsageError: the model takes fewer tokens, or the plan came from a file.
+        """
+        planner = self._parts.planner
+        if planner is None:
+            raise UsageError(
+                "this plan came from a file, its n_ctx is fixed", hint="plan again with `--ctx`"
+            )
+        plan = require_plan(planner.at_n_ctx(n_ctx))
+        self.session.close()
+        chat.session = self.session = open_session(plan, self._parts.opening(), progress)
+
+    def close(self) -> None:
+        """Stop the worker and the template's child."""
+        self.session.close()
+        self.template.close()
+
+    def __enter__(self) -> "Opened":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What a session of one model is made from, the first time and again."""
+
+    backend: str
+    build: EngineBuild
+    devices: tuple[VirtualDevice, ...]  # of the fake backend; real ones are the engine's to find
+    template: ChatTemplate
+    planner: Planner | None  # None: the plan came from a file
+
+    def opening(self) -> Opening:
+        return Opening(
+            start_engine=self._start_engine,
+            parent_bytes=self._parent_bytes,
+            free_bytes=_free_now(),
+            replan=self.planner.smaller if self.planner else None,
+        )
+
+    def _start_engine(self, plan: Plan) -> Engine:
+        return Engine.start(
+            self.build,
+            devices=self.devices,
+            backend=self.backend,
+            min_batch=plan.engine.op_offload_min_batch,
+        )
+
+    def _parent_bytes(self) -> Bytes:
+        """This process and the template's child: the RAM cap covers them beside the worker."""
+        child = self.template.pid
+        helpers = process_memory(child).own_bytes if child else 0
+        return Bytes(process_memory().own_bytes + helpers)
+
+
+def _free_now() -> Callable[[str], Bytes | None]:
+    """What devices have free at this moment, by id."""
+    machine = detect_machine()
+    free = {gpu.id: gpu.free_bytes for gpu in machine.gpus}
+    return {**free, CPU: machine.ram.free_bytes}.get
+
+
+def open_model(name: str, options: PlanOptions, progress: Progress) -> Opened:
+    """Plan a model, load it and prove the plan.
+
+    Raises:
+        PlanRefusedError: it does not fit.
+        LoadmasterError: whatever else stands in the way, with its exit code.
+    """
+    planner = Planner(name, options)
+    build = planner.build or builds.find_build()  # which says why there is none
+    plan = require_plan(planner.plan())
+    parts = _Parts(
+        backend=options.backend,
+        build=build,
+        devices=virtual_devices(planner.request.machine) if options.backend == FAKE else (),
+        template=ChatTemplate(planner.request.model.chat_template),
+        planner=planner,
+    )
+    return _open(plan, parts, progress)
+
+
+def open_plan_file(file: Path, options: PlanOptions, progress: Progress) -> Opened:
+    """Load exactly the plan in a file, and prove it; there is no second plan.
+
+    Raises:
+        UsageError: the file is no plan, or options contradict it.
+        ModelChangedError: the model's files are not the planned ones.
+    """
+    plan = read_plan(file)
+    if replace(options, backend="llamacpp") != PlanOptions():
+        raise UsageError(
+            f"`{file}` fixes the placement: options that change it do not go with `--plan`",
+            hint="make another plan with `loadmaster plan MODEL … --json`",
+        )
+    paths = [Path(path) for path in plan.model_files]
+    check_unchanged(paths, plan.model_stamp)
+    parts = _Parts(
+        backend=options.backend,
+        build=find_engine(options.backend) or builds.find_build(),
+        devices=(),
+        template=ChatTemplate(read_model(paths[0]).chat_template),
+        planner=None,
+    )
+    return _open(plan, parts, progress)
+
+
+def _open(plan: Plan, parts: _Parts, progress: Progress) -> Opened:
+    try:
+        session = open_session(plan, parts.opening(), progress)
+        if parts.planner is not None and parts.backend != FAKE:
+            gpus = parts.planner.request.machine.gpus
+            calibration.record(parts.build.id, gpus, session.memory())
+        return Opened(parts, session)
+    except BaseException:
+        parts.template.close()
+        raise
+
+
+def read_plan(file: Path) -> Plan:
+    """The plan in a file of `plan --json`.
+
+    Raises:
+        NotFoundError: there is no such file.
+        UsageError: it is no plan.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise NotFoundError(f"cannot read the plan `{file}`: {error.strerror}") from None
+    try:
+        return plan_from_json(json.loads(text))
+    except ValueError as error:
+        raise UsageError(
+            f"`{file}` is not a plan: {error}", hint="write one with `loadmaster plan MODEL --json`"
+        ) from None

@@ -1,0 +1,208 @@
+"""From a model, a machine and a budget to a plan: the thin driver around the pure planner."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from loadmaster.errors import DoesNotFitError, NotFoundError, Number, UsageError
+from loadmaster.machine.types import Machine
+from loadmaster.model.stamp import model_stamp
+from loadmaster.model.types import ModelSpec
+from loadmaster.plan.planner import planning
+from loadmaster.plan.types import (
+    Adapter,
+    Budget,
+    DoesNotFit,
+    EngineSettings,
+    Knobs,
+    Overheads,
+    Plan,
+    Sizing,
+    SizingFailure,
+    Workload,
+)
+from loadmaster.units import Bytes, format_size
+
+DEMO = "demo"
+
+
+class Sizes(Protocol):
+    """What sizes settings: the engine in a child process, or a table in a test."""
+
+    def sizes(
+        self, model: ModelSpec, settings: Iterable[EngineSettings]
+    ) -> Mapping[EngineSettings, Sizing | SizingFailure]:
+        """The buffers of each of these settings."""
+
+
+class PlanRefusedError(DoesNotFitError):
+    """No plan keeps the model inside the budget; `outcome` has the ledger of the smallest one."""
+
+    def __init__(self, message: str, *, outcome: DoesNotFit, hint: str | None) -> None:
+        numbers: dict[str, Number] = {
+            f"shortfall_bytes.{s.device}": s.bytes for s in outcome.shortfalls
+        }
+        super().__init__(message, hint=hint, numbers=numbers)
+        self.outcome = outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What the user said about placement, as typed where another layer parses it."""
+
+    vram: str | None = None
+    ram: str | None = None
+    machine: str | None = None  # a profile's name or file; None: this machine
+    backend: str = "llamacpp"
+    workload: Workload = field(default_factory=Workload)
+    knobs: Knobs = field(default_factory=Knobs)
+    adapters: tuple[tuple[str, float], ...] = ()  # LoRA file and scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """Everything a plan depends on; kept to plan again with other figures."""
+
+    model: ModelSpec
+    machine: Machine
+    workload: Workload
+    budget: Budget
+    knobs: Knobs
+    overheads: Overheads
+
+    def with_caps(self, caps: Mapping[str, Bytes], reason: str) -> "PlanRequest":
+        """The same request under smaller caps; `reason` is appended to their origin."""
+        merged = {**self.budget.caps, **caps}
+        origin = {
+            device: f"{text}, {reason}" if device in caps else text
+            for device, text in self.budget.origin.items()
+        }
+        return replace(self, budget=Budget(caps=merged, origin=origin))
+
+
+def demo_model() -> Path:
+    """The model that ships with the package."""
+    return Path(__file__).parents[1] / "data" / "demo.gguf"
+
+
+def model_path(name: str) -> Path:
+    """The file of a MODEL argument.
+
+    Raises:
+        NotFoundError: there is no such file.
+    """
+    if name == DEMO and not Path(DEMO).exists():
+        return demo_model()
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise NotFoundError(
+            f"`{name}` is not there", hint="give a GGUF file, or `demo` for the packaged model"
+        )
+    return path
+
+
+def read_adapter(path: str, scale: float) -> Adapter:
+    """A LoRA file; all of it counts as its size in memory, its header included.
+
+    Raises:
+        NotFoundError: there is no such file.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise NotFoundError(f"the adapter `{path}` is not there")
+    return Adapter(path=str(file.resolve()), scale=scale, size_bytes=Bytes(file.stat().st_size))
+
+
+def plan_model(request: PlanRequest, sizer: Sizes | None) -> Plan | DoesNotFit:
+    """Ask the planner; where it needs the engine's figures, ask the engine, and again.
+
+    Without a sizer (no engine is built) compute buffers are bounds, and the plan says so.
+
+    Raises:
+        UsageError: the request contradicts the model.
+    """
+    check_n_ctx(request.model, request.workload)
+    check_gpu_layers(request.knobs, request.machine)
+    knobs = _clamped(request.knobs, request.model)
+    sizes: dict[EngineSettings, Sizing | SizingFailure] | None = None if sizer is None else {}
+    steps = planning(
+        request.machine, request.model, request.workload, request.budget, knobs,
+        request.overheads, sizes, stamp=model_stamp(request.model),
+    )  # fmt: skip
+    try:
+        while True:
+            wanted = next(steps)
+            assert sizer is not None
+            assert sizes is not None
+            sizes.update(sizer.sizes(request.model, wanted.settings))
+    except StopIteration as end:
+        outcome: Plan | DoesNotFit = end.value
+        return outcome
+
+
+def check_n_ctx(model: ModelSpec, workload: Workload) -> None:
+    """Refuse more tokens than the model was trained for.
+
+    Raises:
+        UsageError: `n_ctx` is beyond the model's.
+    """
+    if workload.n_ctx is not None and workload.n_ctx > model.n_ctx_train > 0:
+        raise UsageError(
+            f"n_ctx {workload.n_ctx} is beyond the {model.n_ctx_train} tokens that `{model.name}` "
+            "was trained for",
+            hint=f"`--ctx {model.n_ctx_train}` is the most it takes",
+            numbers={"n_ctx": workload.n_ctx, "n_ctx_train": model.n_ctx_train},
+        )
+
+
+def check_gpu_layers(knobs: Knobs, machine: Machine) -> None:
+    """Refuse GPU layers where there is no GPU to hold them; llama.cpp ignores them instead.
+
+    Raises:
+        UsageError: layers are fixed, and the machine or the engine build has no GPU.
+    """
+    if knobs.n_gpu_layers and not machine.gpus:
+        raise UsageError(
+            f"`-ngl` fixes layers on the GPU, and {machine.name} has none that this engine drives",
+            hint="leave `-ngl` out; `loadmaster doctor` shows GPUs and engines",
+        )
+
+
+def _clamped(knobs: Knobs, model: ModelSpec) -> Knobs:
+    """`-ngl all` and `-ncmoe all` as what the model has."""
+
+    def at_most(value: int | None, limit: int) -> int | None:
+        return None if value is None else min(value, limit)
+
+    return replace(
+        knobs,
+        n_gpu_layers=at_most(knobs.n_gpu_layers, model.n_layer + 1),
+        n_cpu_moe=at_most(knobs.n_cpu_moe, model.n_layer),
+        n_cpu_ffn=at_most(knobs.n_cpu_ffn, model.n_layer),
+    )
+
+
+def require_plan(outcome: Plan | DoesNotFit) -> Plan:
+    """The plan, or its refusal as an error.
+
+    Raises:
+        PlanRefusedError: nothing fits.
+    """
+    if isinstance(outcome, Plan):
+        return outcome
+    devices = [_short_on(s.device, s.budget_bytes, s.need_bytes) for s in outcome.shortfalls]
+    message = (
+        f"`{outcome.model_name}` does not fit at n_ctx {outcome.engine.n_ctx}: "
+        + " and ".join(devices)
+    )
+    flags = [" ".join(a.flags) for a in outcome.nearest]
+    hint = f"{', '.join(f'`{flag}`' for flag in flags)} would fit" if flags else None
+    raise PlanRefusedError(message, outcome=outcome, hint=hint)
+
+
+def _short_on(device: str, budget_bytes: int, need_bytes: int) -> str:
+    place = "RAM" if device == "cpu" else f"VRAM of {device}"
+    return (
+        f"needs {format_size(need_bytes)} of the {place}, the budget is {format_size(budget_bytes)}"
+    )

@@ -1,0 +1,182 @@
+"""The model's chat template: messages in, prompt text out, by a confined child process.
+
+A child, because neither a thread nor an alarm can stop `'a' * 10**9` inside one C call. It starts
+while the model loads (about 0.1 s) and stays, so a render costs about 1 ms.
+"""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from loadmaster.errors import DamagedFileError, LoadmasterError, UsageError
+
+Role = Literal["system", "user", "assistant"]
+ChatMessage = Mapping[str, str]  # `role` and `content`
+
+TEMPLATE_LIMIT_BYTES = 256_000
+OUTPUT_LIMIT_CHARS = 8_000_000
+CPU_LIMIT_S = 2.0
+WALL_LIMIT_S = 30.0  # a stopped or starved child; CPU time is limited by the child's own timer
+
+_RAW_HINT = "`--raw` sends the prompt without a chat template"
+
+
+def chatml(messages: Sequence[ChatMessage]) -> str:
+    """The format for models that bring no template of their own."""
+    turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages]
+    return "".join(turns) + "<|im_start|>assistant\n"
+
+
+class ChatTemplate:
+    """Renders conversations with a model's own template, or ChatML when it has none.
+
+    Use as a context manager, or call `close`: a child process may be running.
+    """
+
+    def __init__(self, source: str | None, *, cpu_limit_s: float = CPU_LIMIT_S) -> None:
+        self._source = source
+        self._cpu_limit_s = cpu_limit_s
+        self._child: subprocess.Popen[bytes] | None = None
+        if source is None:
+            return
+        n_bytes = len(source.encode())
+        if n_bytes > TEMPLATE_LIMIT_BYTES:
+            raise _bad_template(f"it has {n_bytes} bytes, the limit is {TEMPLATE_LIMIT_BYTES}")
+        self._child = _start_child()
+
+    @property
+    def is_fallback(self) -> bool:
+        """Whether the model brings no template, so that ChatML is used."""
+        return self._source is None
+
+    @property
+    def pid(self) -> int | None:
+        """The child, whose memory belongs to the budget too."""
+        return self._child.pid if self._child else None
+
+    def render(
+        self, messages: Sequence[ChatMessage], *, bos_text: str = "", eos_text: str = ""
+    ) -> str:
+        """The prompt that asks for the next assistant turn.
+
+        Raises:
+            UsageError: the template refuses this conversation (say, a system message).
+            DamagedFileError: the template is broken, or goes beyond its limits.
+        """
+        if self._source is None:
+            return chatml(messages)
+        variables = {
+            "messages": list(map(dict, messages)),
+            "bos_token": bos_text,
+            "eos_token": eos_text,
+            "add_generation_prompt": True,
+            "tools": None,
+        }
+        request = {
+            "template": self._source,
+            "variables": variables,
+            "cpu_s": self._cpu_limit_s,
+            "output_limit": OUTPUT_LIMIT_CHARS,
+        }
+        return _text(self._ask(json.dumps(request).encode() + b"\n"))
+
+    def close(self) -> None:
+        """Stop the child; a later render starts a new one."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            if pipe:
+                pipe.close()
+
+    def __enter__(self) -> "ChatTemplate":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, request: bytes) -> dict[str, str]:
+        child = self._child = self._child or _start_child()
+        line = _exchange(child, request, time.monotonic() + WALL_LIMIT_S)
+        if line is None:
+            self.close()
+            raise _bad_template(f"it takes more than {self._cpu_limit_s:g} s to render")
+        reply: dict[str, str] = json.loads(line)
+        return reply
+
+
+def _start_child() -> subprocess.Popen[bytes]:
+    package_root = Path(__file__).parents[2]
+    # No secrets in its environment. `-P`: the current folder must not shadow the library.
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "loadmaster.tasks.template_worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={"PYTHONPATH": str(package_root), "PYTHONIOENCODING": "utf-8"},
+        start_new_session=True,  # Ctrl-C at the terminal is for the parent alone
+        close_fds=True,
+        bufsize=0,
+    )
+
+
+def _exchange(child: subprocess.Popen[bytes], request: bytes, deadline: float) -> bytes | None:
+    """Write the request, read one line; None when the child died or the deadline passed."""
+    assert child.stdin
+    assert child.stdout
+    source, sink = child.stdout.fileno(), child.stdin.fileno()
+    os.set_blocking(sink, False)
+    unsent, received = memoryview(request), bytearray()
+    while not received.endswith(b"\n"):
+        readable, writable, _ = select.select(
+            [source], [sink] if unsent else [], [], max(0.0, deadline - time.monotonic())
+        )
+        if not readable and not writable:
+            return None
+        try:
+            if writable:
+                unsent = unsent[os.write(sink, unsent[:65536]) :]
+            if readable:
+                chunk = os.read(source, 65536)
+                if not chunk:
+                    return None
+                received += chunk
+        except BrokenPipeError:
+            return None
+    return bytes(received)
+
+
+def _text(reply: dict[str, str]) -> str:
+    if "text" in reply:
+        return reply["text"]
+    if "refused" in reply:
+        raise _refusal(reply["refused"])
+    raise _bad_template(reply["failed"])
+
+
+def _refusal(reason: str) -> LoadmasterError:
+    about_system = "system" in reason.lower()
+    return UsageError(
+        f"the model's chat template refuses this conversation: {reason}",
+        hint="leave out `--system` (`/set system` in the chat)" if about_system else _RAW_HINT,
+    )
+
+
+def _bad_template(reason: str) -> LoadmasterError:
+    return DamagedFileError(
+        f"the model's chat template cannot be used: {reason}", code="bad_template", hint=_RAW_HINT
+    )
