@@ -22,6 +22,7 @@ check: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m scripts.docs_reference --check
+	$(BIN)/python -m scripts.docs_structure --check
 
 bench: .venv/.dev engine
 	@for name in plan_accuracy decode damaged_files worker_faults; do \
@@ -30,6 +31,7 @@ bench: .venv/.dev engine
 
 docs: .venv/.dev
 	$(BIN)/python -m scripts.docs_reference
+	$(BIN)/python -m scripts.docs_structure
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage dist

@@ -85,18 +85,19 @@ def _check_projections(fields: Fields, tensors: tuple[TensorSpec, ...]) -> None:
         return
     width = fields.integer(fields.key("attention.key_length"), 1, MAX_WIDTH) or n_embd // heads[0]
     for tensor in tensors:
-        if tensor.layer is None or len(tensor.shape) != 2:
+        layer = tensor.layer
+        if layer is None or len(tensor.shape) != 2:
             continue
-        role = tensor.name.partition(f"blk.{tensor.layer}.")[2]
-        if role not in ("attn_q.weight", "attn_k.weight"):
-            continue
-        count = (heads if role == "attn_q.weight" else kv_heads)[tensor.layer]
-        wanted = count * width
+        role = tensor.name.removeprefix(f"blk.{layer}.").removesuffix(".weight")
+        counts = {"attn_q": heads[layer], "attn_k": kv_heads[layer]}
+        if fields.architecture not in architectures.DELTA_NET:
+            counts["attn_qkv"] = heads[layer] + 2 * kv_heads[layer]
+        wanted = counts.get(role, 0) * width
         # A query may have a gate as wide as itself beside it (qwen3next).
         if wanted and (tensor.shape[0] != n_embd or tensor.shape[1] % wanted):
             raise _wrong_tensor(
                 fields, tensor, f"of shape {list(tensor.shape)}",
-                f"[{n_embd}, {wanted}]: the embedding length, {count} heads of {width}",
+                f"[{n_embd}, {wanted}]: the embedding length, {counts[role]} heads of {width}",
             )  # fmt: skip
 
 

@@ -149,7 +149,9 @@ class OpenModel:
         return False
 
     def clear(self) -> None:
-        self._api.llama_memory_clear(self._memory, False)
+        """Forget all sequences. Recurrent state is zeroed, too: the engine starts a sequence by
+        scaling the old state by 0, which leaves a NaN a NaN (seen with random weights)."""
+        self._api.llama_memory_clear(self._memory, self._recurrent)
 
     def save_state(self, seq_id: int) -> bytes:
         size = self._api.llama_state_seq_get_size(self.context, seq_id)
