@@ -1,5 +1,6 @@
 """llama.cpp's spellings mean what they mean there; what cannot be read is refused in one line."""
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -31,7 +32,18 @@ def read(*words: str) -> tuple[PlanOptions, SamplingParams, dict[str, Any]]:
 def test_nothing_given_leaves_everything_to_the_planner() -> None:
     plan, sampling, _ = read()
     assert plan == PlanOptions()
-    assert sampling == SamplingParams()
+    assert replace(sampling, seed=0) == SamplingParams()
+
+
+def test_a_seed_is_drawn_unless_given() -> None:
+    drawn = {read()[1].seed for _ in range(4)}
+    assert len(drawn) > 1
+    assert read("--seed", "7")[1].seed == 7
+
+
+def test_a_vision_projector_is_refused_with_its_reason() -> None:
+    with pytest.raises(UsageError, match="images are not supported"):
+        read("--mmproj", "clip.gguf")
 
 
 @pytest.mark.parametrize("spelling", ["-c", "--ctx", "--ctx-size", "--n-ctx"])

@@ -13,12 +13,14 @@ from loadmaster.machine.types import GpuBackend, SizingRules
 # (ggml-cuda.cu:5825, ggml-vulkan.cpp:16111, ggml-metal-device.m:1285, ggml-sycl.cpp:7272).
 DEFAULT_OFFLOAD_MIN_BATCH = 32
 
-# ggml-cuda.cu:898 alignment; common.cuh:186 MATRIX_ROW_PADDING; ggml-cuda.cu:1257 host buffers.
+# ggml-cuda.cu:898 alignment; common.cuh:186 MATRIX_ROW_PADDING; ggml-cuda.cu:1257 host buffers;
+# fattn-common.cuh, ggml_cuda_flash_attn_ext_get_f16_extra_data.
 CUDA = SizingRules(
     alignment_bytes=128,
     row_padding=512,
     offload_min_batch=DEFAULT_OFFLOAD_MIN_BATCH,
     pinned_host=True,
+    f16_attention=True,
 )
 
 # ggml-vulkan.cpp:13036: `minStorageBufferOffsetAlignment` of the driver, a power of two that the

@@ -17,6 +17,8 @@ class SizingRules:
     row_padding: int  # quantized rows are padded to this many elements; 0: not padded
     offload_min_batch: int  # from this many tokens on, host weights are streamed to the device
     pinned_host: bool  # CPU-resident weights lie in page-locked memory
+    # Flash attention copies a layer's cache to f16 in the compute buffer when it has another type.
+    f16_attention: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
