@@ -44,7 +44,10 @@ def case(
     request: pytest.FixtureRequest, engine_build: EngineBuild, demo_model: Path
 ) -> Iterator[Case]:
     gpu = VirtualDevice(id="gpu:0", total_bytes=Bytes(GIB), rules=CUDA_RULES)
-    with Engine.start(engine_build, devices=[gpu], backend=request.param) as engine:
+    options = {"tok_s": 5000.0} if request.param == "fake" else {}
+    with Engine.start(
+        engine_build, devices=[gpu], backend=request.param, options=options
+    ) as engine:
         sizing = engine.size(demo_model, ON_GPU)
         assert isinstance(sizing, Sizing)
         engine.load(load_request(demo_model, ON_GPU))
@@ -126,12 +129,18 @@ def test_a_stop_string_is_not_shown(case: Case) -> None:
     assert text == whole[: whole.index(stop)]
 
 
-def test_a_cancelled_request_frees_its_sequence(case: Case) -> None:
-    events = case.engine.generate(request("cancelled", case.prompt, None))
-    case.engine.cancel("cancelled")
-    done = list(events)[-1]
+def cancelled(engine: Engine, name: str, prompt: list[int]) -> DoneEvent:
+    events = engine.generate(request(name, prompt, None))
+    engine.cancel(name)
+    *_, done = events
     assert isinstance(done, DoneEvent)
-    assert done.finish_reason == "cancelled"
+    return done
+
+
+def test_a_cancelled_request_frees_its_sequence(case: Case) -> None:
+    # A busy machine may let a whole generation pass before the cancellation is sent.
+    ends = (cancelled(case.engine, f"cancelled-{i}", case.prompt) for i in range(20))
+    assert any(end.finish_reason == "cancelled" for end in ends)
     assert run(case.engine, request("after", case.prompt, 2))[1].finish_reason == "length"
 
 

@@ -91,8 +91,8 @@ class Laws(RuleBasedStateMachine):
         assert before is None or self.ended[name] == before
 
     @precondition(lambda self: self.step is not None)
-    @rule(token=tokens, stop=st.booleans())
-    def run_step(self, token: int, stop: bool) -> None:
+    @rule(token=tokens, stop=st.booleans(), n_run=st.integers(1, 9))
+    def run_step(self, token: int, stop: bool, n_run: int) -> None:
         assert self.step is not None
         step, self.step = self.step, None
         assert 0 < sum(len(part.tokens) for part in step.work) <= self.limits.n_batch
@@ -100,7 +100,12 @@ class Laws(RuleBasedStateMachine):
             assert part.position == len(self.cells[part.seq_id])
             self.cells[part.seq_id] += part.tokens
         sampled = {part.seq_id: token for part in step.work if part.sample}
-        self.give(Stepped(tokens=sampled, stopped=set(list(sampled)[:1]) if stop else ()))
+        run = [token + 1] * (min(n_run, step.repeat) - 1)  # what a lone sequence went on with
+        if run:
+            (slot,) = sampled
+            self.cells[slot] += [token, *run[:-1]]
+        stopped = set(list(sampled)[:1]) if stop else ()
+        self.give(Stepped(tokens=sampled, stopped=stopped, run=run))
 
     @precondition(lambda self: self.step is not None)
     @rule()
@@ -131,7 +136,7 @@ class Laws(RuleBasedStateMachine):
         for _ in range(10_000):
             if self.step is None:
                 break
-            self.run_step(0, False)
+            self.run_step(0, False, 1)
         assert self.ended.keys() == self.submitted.keys()
         assert self.core.idle
         assert self.core.reserved_cells == 0

@@ -68,6 +68,27 @@ def test_a_sampled_token_is_fed_next() -> None:
     assert steps(actions) == [(SequenceWork(seq_id=0, tokens=(77,), position=2, sample=True),)]
 
 
+def test_a_lone_sequence_may_decode_on() -> None:
+    core = scheduler()
+    submit(core, "a", (1, 2), max_tokens=5)
+    (step,) = core.on_event(Stepped(tokens={0: 5}), now=1.0)
+    assert isinstance(step, Step)
+    assert step.repeat == 4
+    (step,) = core.on_event(Stepped(tokens={0: 6}, run=(7, 8)), now=2.0)
+    assert core.cells(0) == (1, 2, 5, 6, 7)
+    assert isinstance(step, Step)
+    assert (step.work[0].tokens, step.work[0].position, step.repeat) == ((8,), 5, 1)
+
+
+def test_nobody_decodes_on_while_others_wait() -> None:
+    core = scheduler()
+    submit(core, "a", (1, 2), max_tokens=5)
+    submit(core, "b", (3, 4), max_tokens=5)
+    (step,) = core.on_event(Stepped(tokens={0: 5}), now=1.0)
+    assert isinstance(step, Step)
+    assert step.repeat == 1
+
+
 def test_times_and_counts_of_an_end() -> None:
     core = scheduler()
     submit(core, "a", (1, 2), max_tokens=2)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from loadmaster.engine import remote_errors, wire
-from loadmaster.engine.schema import SchemaError, from_json, to_json
 from loadmaster.engine.types import DoneEvent, GenerateRequest, SamplingParams, VirtualDevice
 from loadmaster.errors import ContextLengthError, DamagedFileError, EngineError, LoadmasterError
 from loadmaster.plan.types import Adapter, EngineSettings, Override
+from loadmaster.schema import SchemaError, from_json, to_json
 from loadmaster.units import Bytes
 from tests.conftest import CUDA_RULES
 from tests.engine_parts import request, settings

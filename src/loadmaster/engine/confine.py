@@ -5,6 +5,7 @@ A model file is untrusted input to native code: the worker may not open connecti
 dump its memory or outlive its parent.
 """
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import loadmaster
-from loadmaster.engine.schema import from_json
 from loadmaster.machine.types import Confinement
+from loadmaster.schema import from_json
 from loadmaster.units import Bytes
 
 _PR_SET_PDEATHSIG = 1
@@ -186,6 +187,8 @@ def _writable(target: str) -> list[Path]:
     if target == "cpu":
         return [Path("/dev")]
     home = Path(os.environ.get("HOME", "/nonexistent"))
+    with contextlib.suppress(OSError):  # without it, CUDA compiles its kernels at every start
+        (home / ".nv").mkdir(exist_ok=True)
     temporary = Path(os.environ.get("TMPDIR", "/tmp"))  # noqa: S108
     return [Path("/dev"), Path("/proc/self"), home / ".nv", home / ".cache", temporary]
 

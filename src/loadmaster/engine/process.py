@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from loadmaster.engine.driver import context_length_error
 from loadmaster.engine.meter import GpuMeter
-from loadmaster.engine.schema import SchemaError, from_json, to_json
+from loadmaster.engine.timing import Question, question_to_json
 from loadmaster.engine.types import (
     Capabilities,
     DeviceFacts,
@@ -32,6 +32,7 @@ from loadmaster.engine.watch import Watcher
 from loadmaster.errors import EngineError, LoadmasterError, UsageError
 from loadmaster.machine.types import Confinement
 from loadmaster.plan.types import EngineSettings, Sizing, SizingFailure
+from loadmaster.schema import SchemaError, from_json, to_json
 from loadmaster.units import Bytes
 
 START_TIMEOUT_S = 120.0  # a first CUDA context on a slow disk takes tens of seconds
@@ -120,7 +121,7 @@ class Engine:
     @property
     def failure(self) -> LoadmasterError | None:
         """Why the worker is no more; None while it lives, and after `close`."""
-        return self._watcher.failure
+        return self._watcher.exchange.failure
 
     @property
     def confinements(self) -> tuple[Confinement, ...]:
@@ -146,6 +147,15 @@ class Engine:
         failed = isinstance(result, dict) and "reason" in result
         sizing: Sizing | SizingFailure = _decode(SizingFailure if failed else Sizing, result)
         return sizing
+
+    def time(self, question: Question) -> tuple[float, ...] | None:
+        """Seconds of every run; None where the device cannot do it. No request may be running."""
+        body = {"question": question_to_json(question)}
+        result = self._watcher.call("time", body, doing="timing").result
+        if result is None:
+            return None
+        seconds: tuple[float, ...] = _decode(tuple[float, ...], result)
+        return seconds
 
     def load(
         self,
@@ -264,7 +274,7 @@ class Engine:
 
     def cancel(self, request_id: str) -> None:
         """End a request; its `DoneEvent` says `cancelled`. Unknown and ended ones are ignored."""
-        if self._watcher.failure is None:
+        if self._watcher.exchange.failure is None:
             self._watcher.send({"kind": "cancel", "request_id": request_id}, quiet=True)
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from loadmaster.engine.timing import Question
 from loadmaster.machine.types import SizingRules
 from loadmaster.plan.types import BufferSizes, EngineSettings, Sizing, SizingFailure
 from loadmaster.scheduler.types import FinishReason as FinishReason
@@ -170,6 +171,14 @@ class StepResult:
     cut: bool = False  # `interrupt` ended the step early; its cells are to be dropped
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """The tokens that a run of decode steps sampled; none if the first step was cut."""
+
+    tokens: list[int]
+    cut: bool = False  # by `interrupt`: cells after the last fed token are to be dropped
+
+
 class Backend(Protocol):
     """A library adapter, run inside the worker. All calls come from one thread."""
 
@@ -180,6 +189,9 @@ class Backend(Protocol):
 
     def size(self, model_path: Path, settings: EngineSettings) -> Sizing | SizingFailure:
         """Size every buffer without allocating it (recurrent state excepted)."""
+
+    def time(self, question: Question) -> tuple[float, ...] | None:
+        """Seconds of every run of a kernel; None where the device cannot do it."""
 
     def load(self, request: LoadRequest, progress: Callable[[float], bool]) -> LoadedModel:
         """Open the model; `progress` gets 0…1 and stops the load by returning False.
@@ -216,6 +228,17 @@ class Backend(Protocol):
 
         Raises:
             EngineError: the step failed; the worker is not used again.
+        """
+
+    def decode_run(
+        self, first: SequenceWork, n_max: int, go_on: Callable[[], bool], *, stop_at_eog: bool
+    ) -> RunResult:
+        """Decode one sequence alone: `n_max` steps at most, each feeding the last one's sample.
+
+        It ends early at an end-of-generation token if so asked, or when `go_on` says no.
+
+        Raises:
+            EngineError: a step failed; the worker is not used again.
         """
 
     def interrupt(self) -> None:

@@ -5,7 +5,6 @@ polls socket, log and process. What other threads touch too is behind one lock.
 """
 
 import contextlib
-import itertools
 import os
 import queue
 import select
@@ -15,27 +14,20 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loadmaster.engine.cap import MemoryCgroup
+from loadmaster.engine.exchange import Answer, Exchange, Stream
 from loadmaster.engine.logtail import LogTail
 from loadmaster.engine.postmortem import Death, explain, machine_oom_kills
 from loadmaster.engine.remote_errors import remote_error
-from loadmaster.engine.schema import SchemaError, from_json, to_json
 from loadmaster.engine.spawn import Spawned, spawn_worker
-from loadmaster.engine.types import (
-    DoneEvent,
-    EngineBuild,
-    GenerateEvent,
-    GenerateRequest,
-    PrefillEvent,
-    TextEvent,
-)
+from loadmaster.engine.types import EngineBuild, GenerateRequest
 from loadmaster.engine.wire import Channel, Frame, WireError
 from loadmaster.errors import EngineError, EngineStalledError, LoadmasterError, UsageError
 from loadmaster.machine.types import Confinement
+from loadmaster.schema import to_json
 from loadmaster.units import Bytes, format_size
 
 SILENCE_S = 5.0  # without a heartbeat; they come every 0.5 s, whatever the engine computes
@@ -44,54 +36,19 @@ _POLL_S = 0.25
 _CLOSE_S = 2.0
 _LOG_CHUNK_BYTES = 1 << 16
 
-Stream = queue.SimpleQueue[GenerateEvent | LoadmasterError]
-_EVENTS: dict[str, Any] = {"text": TextEvent, "prefill": PrefillEvent, "done": DoneEvent}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """The result of a call."""
-
-    result: object
-    payload: bytes = b""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Call:
-    """A call that waits for its answer; floats on the way are progress."""
-
-    doing: str
-    inbox: "queue.SimpleQueue[Answer | LoadmasterError | float]" = field(
-        default_factory=queue.SimpleQueue
-    )
-
-
-@dataclass(slots=True, kw_only=True)
-class _Open:
-    """A request that has had no terminal event yet."""
-
-    request: GenerateRequest
-    stream: Stream = field(default_factory=queue.SimpleQueue)
-    n_tokens: int = 0
-
 
 class Watcher:
-    """Owns a worker process. `failure` is set once: when it died, or was given up and killed."""
+    """Owns a worker process. `exchange.failure` says why it died, or was given up and killed."""
 
     def __init__(
         self, build: EngineBuild, *, min_batch: int | None, step_deadline_s: float
     ) -> None:
         self.log = LogTail()
-        self.failure: LoadmasterError | None = None
+        self.exchange = Exchange()
         self.model: tuple[tuple[Path, ...], str] = ((), "")
         self.on_tick: Callable[[], object] = lambda: None  # about every second
         self._step_deadline_s = step_deadline_s
-        self._lock = threading.Lock()
-        self._ids = itertools.count(1)
-        self._calls: dict[int, _Call] = {}
-        self._requests: dict[str, _Open] = {}
         self._fatal: LoadmasterError | None = None
-        self._closed = False
         self._group: MemoryCgroup | None = None
         self._cap_bytes: Bytes | None = None
         self._oom_kills_before = machine_oom_kills()
@@ -122,8 +79,8 @@ class Watcher:
         progress: Callable[[float], None] | None = None,
     ) -> Answer:
         """Ask the worker and wait. Raises the worker's error, or why it is no more."""
-        call_id, call = self._begin(doing)
-        self.send({"kind": "call", "id": call_id, "method": method, **body}, payload)
+        call = self.exchange.begin_call(doing)
+        self.send({"kind": "call", "id": call.call_id, "method": method, **body}, payload)
         while True:
             item = call.inbox.get()
             if isinstance(item, LoadmasterError):
@@ -135,8 +92,8 @@ class Watcher:
 
     def open(self, body: Mapping[str, object], timeout_s: float) -> Answer:
         """Open the backend: the first message of all."""
-        call_id, call = self._begin("starting")
-        self.send({"kind": "open", "id": call_id, **body})
+        call = self.exchange.begin_call("starting")
+        self.send({"kind": "open", "id": call.call_id, **body})
         try:
             item = call.inbox.get(timeout=timeout_s)
         except queue.Empty:
@@ -147,27 +104,21 @@ class Watcher:
 
     def open_stream(self, request: GenerateRequest) -> Stream:
         """Submit a request; its events come on the stream, the last one terminal."""
-        entry = _Open(request=request)
-        with self._lock:
-            self._check_alive()
-            if request.request_id in self._requests:
-                raise UsageError(f"request `{request.request_id}` is running already")
-            self._requests[request.request_id] = entry
+        stream = self.exchange.begin_request(request)
         self.send({"kind": "submit", "request": to_json(request)}, quiet=True)
-        return entry.stream
+        return stream
 
     def send(self, body: dict[str, Any], payload: bytes = b"", *, quiet: bool = False) -> None:
         """Send a frame. If the worker is gone: raise why, or leave it to the watcher if `quiet`."""
         try:
-            Channel.send(self._channel, body, payload)
+            self._channel.send(body, payload)
         except WireError as error:
             raise UsageError(str(error)) from None
         except OSError:
             if quiet:
                 return
             self._thread.join(_CLOSE_S)
-            with self._lock:
-                self._check_alive()
+            self.exchange.check_alive()
 
     def cap_ram(self, limit_bytes: Bytes) -> None:
         """Cap the worker's memory by a cgroup, if one can be made; else the load sets a limit."""
@@ -191,28 +142,13 @@ class Watcher:
 
     def close(self) -> None:
         """End the worker: it leaves when its socket closes, or is killed."""
-        with self._lock:
-            self._closed = True
+        self.exchange.close()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(_CLOSE_S)
         if self._thread.is_alive():
             self._kill()
             self._thread.join()
-
-    def _begin(self, doing: str) -> tuple[int, _Call]:
-        call = _Call(doing=doing)
-        with self._lock:
-            self._check_alive()
-            call_id = next(self._ids)
-            self._calls[call_id] = call
-        return call_id, call
-
-    def _check_alive(self) -> None:
-        if self.failure is not None:
-            raise self.failure
-        if self._closed:
-            raise EngineError("the engine is closed")
 
     # -- the watching thread
 
@@ -280,60 +216,14 @@ class Watcher:
         return True
 
     def _route(self, frame: Frame) -> None:
-        body = frame.body
         match frame.kind:
             case "beat":
                 self._beat_s = time.monotonic()
-                self._check_deadline(body)
-            case "event":
-                self._route_event(body)
-            case "reply" | "error" | "progress":
-                self._route_answer(frame)
-            case "refused":
-                self._end(body.get("request_id"), remote_error(body.get("error")))
+                self._check_deadline(frame.body)
             case "fatal":
-                self._fatal = remote_error(body.get("error"))
-            case kind:
-                raise WireError(f"unknown kind {kind!r}")
-
-    def _route_answer(self, frame: Frame) -> None:
-        call_id, kind = frame.body.get("id", 0), frame.kind
-        if not isinstance(call_id, int):
-            raise WireError(f"an answer to call {call_id!r}")
-        with self._lock:
-            call = self._calls.get(call_id)
-            if call is None:
-                return
-            if kind != "progress":
-                del self._calls[call_id]
-        value = frame.body.get("value")
-        if kind == "reply":
-            call.inbox.put(Answer(result=frame.body.get("result"), payload=frame.payload))
-        elif kind == "error":
-            call.inbox.put(remote_error(frame.body.get("error")))
-        elif isinstance(value, int | float):
-            call.inbox.put(float(value))
-
-    def _route_event(self, body: Mapping[str, Any]) -> None:
-        try:
-            event: GenerateEvent = from_json(_EVENTS[str(body.get("event"))], body.get("body"))
-        except (SchemaError, KeyError) as error:
-            raise WireError(f"an event with {error}") from None
-        if isinstance(event, DoneEvent):
-            self._end(event.request_id, event)
-            return
-        with self._lock:
-            entry = self._requests.get(event.request_id)
-        if entry is not None:
-            if isinstance(event, TextEvent):
-                entry.n_tokens = event.n_tokens
-            entry.stream.put(event)
-
-    def _end(self, request_id: object, terminal: DoneEvent | LoadmasterError) -> None:
-        with self._lock:
-            entry = self._requests.pop(str(request_id), None)
-        if entry is not None:
-            entry.stream.put(terminal)
+                self._fatal = remote_error(frame.body.get("error"))
+            case _:
+                self.exchange.route(frame)
 
     # -- silence and death
 
@@ -362,16 +252,10 @@ class Watcher:
             return None
         how = "is stopped" if stopped else "does not answer"
         return EngineStalledError(
-            f"the engine {how}: no heartbeat for {silence:.1f} s while {self._doing()}",
+            f"the engine {how}: no heartbeat for {silence:.1f} s while {self.exchange.doing()}",
             hint="it was killed; run it again",
             numbers={"silence_s": silence},
         )
-
-    def _doing(self) -> str:
-        with self._lock:
-            for call in self._calls.values():
-                return call.doing
-            return "generating" if self._requests else "idle"
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -379,7 +263,7 @@ class Watcher:
 
     def _bury(self, spawned: Spawned, error: LoadmasterError | None) -> None:
         """The worker is dead or about to be. Leave nothing running, and tell everyone."""
-        doing = self._doing()
+        doing = self.exchange.doing()
         if error is None:  # it died by itself, or is on its way out
             with contextlib.suppress(subprocess.TimeoutExpired):
                 spawned.process.wait(_CLOSE_S / 2)
@@ -391,7 +275,7 @@ class Watcher:
         self.log.finish()
         os.close(spawned.log_fd)
         failure = error or self._fatal or explain(self._death(status, doing), self.log)
-        self._fail_all(failure)
+        self.exchange.fail_all(failure)
         self._channel.close()
         if self._group is not None:
             self._group.remove()
@@ -417,32 +301,6 @@ class Watcher:
             files=files,
             stamp=stamp,
         )
-
-    def _fail_all(self, failure: LoadmasterError) -> None:
-        with self._lock:
-            if self._closed:
-                failure = EngineError("the engine was closed")
-            else:
-                self.failure = failure
-            calls, self._calls = self._calls, {}
-            requests, self._requests = self._requests, {}
-        for call in calls.values():
-            call.inbox.put(failure)
-        for entry in requests.values():
-            entry.stream.put(_failed(entry, failure))
-
-
-def _failed(entry: _Open, failure: LoadmasterError) -> DoneEvent:
-    return DoneEvent(
-        request_id=entry.request.request_id,
-        finish_reason="failed",
-        n_prompt=len(entry.request.prompt),
-        n_cached=0,
-        n_generated=entry.n_tokens,
-        prefill_s=0.0,
-        decode_s=0.0,
-        error=failure.message,
-    )
 
 
 def _pidfd(pid: int) -> int | None:

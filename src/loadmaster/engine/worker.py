@@ -24,7 +24,8 @@ from loadmaster.engine.confine import cap_data, confine_worker
 from loadmaster.engine.driver import Driver
 from loadmaster.engine.meter import process_memory
 from loadmaster.engine.remote_errors import error_json
-from loadmaster.engine.schema import from_json, to_json
+from loadmaster.engine.step_timing import time_steps
+from loadmaster.engine.timing import TimeSteps, question_from_json
 from loadmaster.engine.types import (
     Backend,
     DoneEvent,
@@ -42,6 +43,7 @@ from loadmaster.machine.types import Confinement
 from loadmaster.model.stamp import check_unchanged
 from loadmaster.plan.types import EngineSettings
 from loadmaster.scheduler.types import Limits
+from loadmaster.schema import from_json, to_json
 from loadmaster.units import Bytes
 
 BEAT_S = 0.5
@@ -99,6 +101,7 @@ class Worker:
             "commit_peak": self._commit_peak,
             "memory": self._memory,
             "tokenize": self._tokenize,
+            "time": self._time,
             "save_state": self._save_state,
             "restore_state": self._restore_state,
         }
@@ -177,6 +180,17 @@ class Worker:
         settings = from_json(EngineSettings, frame.body["settings"])
         return to_json(self._opened.size(Path(frame.body["path"]), settings)), b""
 
+    def _time(self, frame: Frame) -> tuple[object, bytes]:
+        question = question_from_json(frame.body["question"])
+        if isinstance(question, TimeSteps):
+            seconds: tuple[float, ...] | None = time_steps(
+                self._opened, question, self._running.n_ubatch
+            )
+            self._running.forget(range(question.n_sequences))
+        else:
+            seconds = self._opened.time(question)
+        return None if seconds is None else list(seconds), b""
+
     def _load(self, frame: Frame) -> tuple[object, bytes]:
         request = from_json(LoadRequest, frame.body["request"])
         files = [Path(path) for path in frame.body["files"]]
@@ -196,7 +210,13 @@ class Worker:
             n_ubatch=min(request.settings.n_ubatch, request.settings.n_batch),
             partial_removal=capabilities.partial_removal,
         )
-        self._driver = Driver(self._opened, limits, report=self._report, refuse=self._refuse)
+        self._driver = Driver(
+            self._opened,
+            limits,
+            report=self._report,
+            refuse=self._refuse,
+            attention=lambda: not self._inbox.empty(),
+        )
         gc.freeze()  # what is loaded now stays: collections need not look at it
         return {"loaded": to_json(loaded), "capabilities": to_json(capabilities)}, b""
 

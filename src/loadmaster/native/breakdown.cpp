@@ -1,9 +1,11 @@
 // llama.cpp's memory breakdown, flat: the engine gives it as a std::map, which ctypes cannot read.
 #include "ggml-backend.h"
+#include "llama-context.h"
 #include "llama-ext.h"
 #include "llama.h"
 #include "loadmaster_native.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 
@@ -50,6 +52,28 @@ int lm_memory_breakdown(const llama_context * ctx, lm_buffer_row * rows, int cap
         }
         return count;
     } catch (const std::exception &) {  // no exception may cross into C
+        return LM_OUT_OF_MEMORY;
+    }
+}
+
+int lm_reserve(llama_context * ctx, uint32_t n_outputs, lm_buffer_row * rows, int capacity) {
+    if (ctx == nullptr || n_outputs == 0 || capacity < 0 || (rows == nullptr && capacity > 0)) return LM_BAD_ARGUMENT;
+    try {
+        const uint32_t n_seqs = llama_n_seq_max(ctx);
+        const uint32_t n_tokens = std::min(llama_n_ctx(ctx), llama_n_ubatch(ctx));
+        const bool reserved = llama_graph_reserve(ctx, n_tokens, n_seqs, std::min(n_tokens, n_outputs)) != nullptr &&
+                              llama_graph_reserve(ctx, n_seqs, n_seqs, n_seqs) != nullptr;
+        if (!reserved) return LM_OUT_OF_MEMORY;
+        ggml_backend_sched_t sched = ctx->get_sched();
+        const int count = ggml_backend_sched_get_n_backends(sched);
+        for (int i = 0; i < std::min(count, capacity); i++) {
+            ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
+            llama_memory_breakdown_data data;
+            data.compute = ggml_backend_sched_get_buffer_size(sched, backend);
+            fill(rows[i], ggml_backend_sched_get_buffer_type(sched, backend), data);
+        }
+        return count;
+    } catch (const std::exception &) {
         return LM_OUT_OF_MEMORY;
     }
 }

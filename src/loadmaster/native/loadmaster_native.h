@@ -17,7 +17,7 @@ extern "C" {
 #define LM_API __attribute__((visibility("default")))
 
 // What a call may return where it returns an `int`; other values are 0 or a count.
-enum lm_error { LM_BAD_ARGUMENT = -1, LM_OUT_OF_MEMORY = -2, LM_NAME_TAKEN = -3 };
+enum lm_error { LM_BAD_ARGUMENT = -1, LM_OUT_OF_MEMORY = -2, LM_NAME_TAKEN = -3, LM_UNSUPPORTED = -4 };
 
 // Raised when a signature or the meaning of a call changes.
 LM_API int lm_version(void);
@@ -60,6 +60,56 @@ struct lm_buffer_row {
 
 // Fills at most `capacity` rows and returns how many there are.
 LM_API int lm_memory_breakdown(const struct llama_context * ctx, struct lm_buffer_row * rows, int capacity);
+
+// The compute buffers of a context that was made without allocating, one row for each backend. The
+// dry run forgets which device the engine wants for a layer's norms (ggml_backend_sched_reserve_size
+// resets the scheduler after the graph was built) and is wrong where several GPUs hold all layers.
+// This reserves them as a load does: as address space, that nothing touches. `n_outputs` is the
+// context's n_outputs_max. LM_OUT_OF_MEMORY when a device is too small for them.
+LM_API int lm_reserve(struct llama_context * ctx, uint32_t n_outputs, struct lm_buffer_row * rows, int capacity);
+
+// ---- timing the engine's own kernels (measure.cpp)
+//
+// `device_name` is the engine's (`CUDA0`), empty for the CPU. Each call runs its graph once to warm up
+// and then `runs` times, and writes the seconds of every run. What a device cannot do is
+// LM_UNSUPPORTED.
+
+// Matrices of weights, at least as many as overflow the caches. With `n_expert` each is a stack of
+// experts, and a token takes `n_used` of them.
+struct lm_product {
+    int32_t type;      // ggml_type
+    int32_t repacked;  // in the CPU's repacked layout; LM_UNSUPPORTED where the type has none
+    int64_t n_in, n_out;
+    int32_t n_matrices, n_expert, n_used;
+};
+
+// One timing: so many tokens, over the first `n_matrices` matrices.
+struct lm_point {
+    int32_t n_tokens, n_matrices;
+};
+
+LM_API int lm_time_products(const char * device_name, int n_threads, const struct lm_product * spec,
+                            const struct lm_point * points, int n_points, int runs, double * seconds);
+
+// Flash attention over `n_cells` cells in `n_layers` caches; each token sees `n_visible` of them.
+struct lm_attention {
+    int32_t type, head_dim, n_head, n_head_kv, n_cells, n_tokens, n_visible, n_layers;
+};
+
+LM_API int lm_time_attention(const char * device_name, int n_threads, const struct lm_attention * spec,
+                             int runs, double * seconds);
+
+// `n_ops` operations in a row on `width` × `n_tokens` elements.
+enum lm_small { LM_NORM = 0, LM_GATE = 1, LM_ROPE = 2, LM_COPY = 3 };
+
+LM_API int lm_time_small(const char * device_name, int n_threads, int kind, int64_t width, int n_tokens,
+                         int n_ops, int runs, double * seconds);
+
+// Copies host memory to a device: page-locked, or pageable.
+LM_API int lm_time_link(const char * device_name, size_t size, int pinned, int runs, double * seconds);
+
+// Reads host memory with so many threads.
+LM_API int lm_time_read(int n_threads, size_t size, int runs, double * seconds);
 
 #ifdef __cplusplus
 }

@@ -171,19 +171,22 @@ class Scheduler:
                 continue
             slot.cells += part.tokens
             if part.sample:
-                token = event.tokens[part.seq_id]
-                actions += self._sampled(slot, token, part.seq_id in event.stopped, now)
+                sampled = (event.tokens[part.seq_id], *event.run)
+                slot.cells += sampled[:-1]  # a repeated step has fed them
+                actions += self._sampled(slot, sampled, part.seq_id in event.stopped, now)
             else:
                 actions.append(_progress(slot, slot.running))
         return actions
 
-    def _sampled(self, slot: _Slot, token: int, stopped: bool, now: float) -> Iterator[Action]:
+    def _sampled(
+        self, slot: _Slot, tokens: Sequence[int], stopped: bool, now: float
+    ) -> Iterator[Action]:
         running = slot.running
         assert running is not None
         if running.first_token_s is None:
             running.first_token_s = now
-        running.n_generated += 1
-        running.next_token = token
+        running.n_generated += len(tokens)
+        running.next_token = tokens[-1]
         if running.cancelled:
             return
         if stopped:
@@ -287,7 +290,14 @@ class Scheduler:
         if not work:
             return []
         self._outstanding = work
-        return [Step(work=work)]
+        return [Step(work=work, repeat=self._repeat(work) if decoding else 1)]
+
+    def _repeat(self, work: tuple[SequenceWork, ...]) -> int:
+        """A sequence alone may decode on while nobody waits; its cells are reserved."""
+        running = self._slots[work[0].seq_id].running
+        if len(work) > 1 or self._queue or running is None:
+            return 1
+        return running.max_tokens - running.n_generated
 
     def _prefill_work(
         self, prefilling: list[tuple[_Slot, _Running]], n_decoding: int

@@ -4,7 +4,7 @@ KV cells are the currency: one cell holds one token of one sequence. A slot is a
 backend; its cells stay after a request ends, so that the next prompt can go on from them.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,10 +64,14 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stepped:
-    """A step ended: the sampled token of each slot, and the slots whose stream stops with it."""
+    """A step ended: the sampled token of each slot, and the slots whose stream stops with it.
+
+    `run` are the tokens that a repeated step sampled after the first, in its one slot.
+    """
 
     tokens: Mapping[int, int]
     stopped: Collection[int] = ()
+    run: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +110,14 @@ class Evict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Run one step, then answer `Stepped` or `StepCut`."""
+    """Run one step, then answer `Stepped` or `StepCut`.
+
+    A sequence that decodes alone may go on, each step feeding what the last one sampled: up to
+    `repeat` steps in all, as long as nothing else happens.
+    """
 
     work: tuple[SequenceWork, ...]
+    repeat: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

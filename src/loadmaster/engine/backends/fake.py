@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from loadmaster.engine.meter import process_memory
-from loadmaster.engine.schema import from_json
+from loadmaster.engine.timing import Question, TimeLink, TimeProducts
 from loadmaster.engine.types import (
     Capabilities,
     DeviceFacts,
     LoadedModel,
     LoadRequest,
     MemoryReport,
+    RunResult,
     SamplingParams,
     SequenceWork,
     StepResult,
@@ -40,6 +41,7 @@ from loadmaster.engine.types import (
 )
 from loadmaster.errors import EngineError, EngineRefusedError
 from loadmaster.plan.types import BufferSizes, EngineSettings, Sizing, SizingFailure
+from loadmaster.schema import from_json
 from loadmaster.units import Bytes, align
 
 ANSWER = "This is the fake engine: it has no model. "
@@ -125,6 +127,13 @@ class Fake:
         )
         return (row,)
 
+    def time(self, question: Question) -> tuple[float, ...] | None:
+        """A microsecond for everything; it has no link and no repacked weights."""
+        if isinstance(question, TimeLink) or getattr(question, "repacked", False):
+            return None
+        points = len(question.points) if isinstance(question, TimeProducts) else 1
+        return (1e-6,) * (points * getattr(question, "runs", 1))
+
     def load(self, request: LoadRequest, progress: Callable[[float], bool]) -> LoadedModel:
         if self._spec.fail_load is not None:
             raise EngineRefusedError(f"the fake engine refuses: {self._spec.fail_load}")
@@ -190,6 +199,23 @@ class Fake:
                 raise EngineError(f"the fake engine has {len(cells)} cells, not {part.position}")
             cells += part.tokens
         return StepResult(tokens={p.seq_id: self._next(p.seq_id) for p in work if p.sample})
+
+    def decode_run(
+        self, first: SequenceWork, n_max: int, go_on: Callable[[], bool], *, stop_at_eog: bool
+    ) -> RunResult:
+        tokens: list[int] = []
+        fed = first.tokens
+        while True:
+            position = first.position + len(tokens)
+            work = SequenceWork(seq_id=first.seq_id, tokens=fed, position=position, sample=True)
+            result = self.step([work])
+            if result.cut:
+                return RunResult(tokens=tokens, cut=True)
+            fed = (result.tokens[first.seq_id],)
+            tokens += fed
+            ended = stop_at_eog and self.is_eog(fed[0])
+            if ended or len(tokens) >= n_max or not go_on():
+                return RunResult(tokens=tokens)
 
     def _duration(self, work: Sequence[SequenceWork]) -> float:
         long = self._spec.step_s

@@ -13,13 +13,16 @@ from loadmaster.engine.backends.llamacpp.opened import OpenModel
 from loadmaster.engine.backends.llamacpp.params import model_params
 from loadmaster.engine.backends.llamacpp.sampling import make_chain
 from loadmaster.engine.backends.llamacpp.sizer import DryRuns
+from loadmaster.engine.backends.llamacpp.timing import Timers
 from loadmaster.engine.meter import process_memory
+from loadmaster.engine.timing import Question
 from loadmaster.engine.types import (
     Capabilities,
     DeviceFacts,
     LoadedModel,
     LoadRequest,
     MemoryReport,
+    RunResult,
     SamplingParams,
     SequenceWork,
     StepResult,
@@ -60,6 +63,9 @@ class LlamaCpp:
 
     def size(self, model_path: Path, settings: EngineSettings) -> Sizing | SizingFailure:
         return self._dry_runs.size(model_path, settings)
+
+    def time(self, question: Question) -> tuple[float, ...] | None:
+        return Timers(self._library).time(question)
 
     def load(self, request: LoadRequest, progress: Callable[[float], bool]) -> LoadedModel:
         started = time.monotonic()
@@ -144,6 +150,30 @@ class LlamaCpp:
         return StepResult(
             tokens={seq: sample(self._samplers[seq], context, row) for seq, row in outputs}
         )
+
+    def decode_run(
+        self, first: SequenceWork, n_max: int, go_on: Callable[[], bool], *, stop_at_eog: bool
+    ) -> RunResult:
+        """The inner loop of a lone sequence: between two steps there is as little as can be."""
+        context, batch, write = self._model.context, self._batch.struct, self._batch.write_one
+        decode, sample = self._api.llama_decode, self._api.llama_sampler_sample
+        sampler = self._samplers[first.seq_id]
+        ends = self._model.eog if stop_at_eog else frozenset()
+        token, position = first.tokens[0], first.position
+        tokens: list[int] = []
+        self._batch.fill([first])
+        while True:
+            status = decode(context, batch)
+            if status == _ABORTED:
+                return RunResult(tokens=tokens, cut=True)
+            if status != 0:
+                raise self._step_error(status)
+            token = sample(sampler, context, 0)
+            tokens.append(token)
+            if token in ends or len(tokens) >= n_max or not go_on():
+                return RunResult(tokens=tokens)
+            position += 1
+            write(token, position)
 
     def _step_error(self, status: int) -> EngineError:
         if status == _NO_SLOT:

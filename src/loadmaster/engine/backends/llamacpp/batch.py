@@ -49,6 +49,11 @@ class Batch:
         self.struct.n_tokens = end
         return outputs
 
+    def write_one(self, token: int, position: int) -> None:
+        """The next token of the sequence that the last `fill` wrote alone."""
+        self._tokens[0] = token
+        self._positions[0] = position
+
     def _fill_many(self, part: SequenceWork, start: int, end: int) -> None:
         n = end - start
         self._tokens[start:end] = array("i", part.tokens)

@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,11 @@ class Library:
         self._add_virtual(devices)
         self.devices = self._find_devices(devices)
 
+    @property
+    def native(self) -> c.CDLL:
+        """Our own library, for callers that declare the functions they use."""
+        return self._native
+
     def _log(self, level: int, text: bytes, _: object) -> None:
         if level != _CONTINUED:
             self._log_level = level
@@ -90,6 +95,7 @@ class Library:
             )
             if added != index:
                 raise EngineMissingError(f"the engine refused virtual device `{device.id}`")
+            self._native.lm_device_set_f16_attention(index, int(rules.f16_attention))
         if devices:
             self._native.lm_register()
 
@@ -133,23 +139,35 @@ class Library:
 
     def buffers(self, context: int) -> tuple[BufferSizes, ...]:
         """The engine's own breakdown, summed by device; the host comes last."""
+        sums = self._sums(self._rows(self._native.lm_memory_breakdown, context))
+        return _by_device(sums)
+
+    def dry_run_buffers(self, context: int, n_outputs_max: int) -> tuple[BufferSizes, ...]:
+        """`buffers` of a context made without allocating, its compute buffers as a load has them.
+
+        The breakdown's own are wrong where several GPUs hold all layers (`loadmaster_native.h`).
+        """
+        sums = self._sums(self._rows(self._native.lm_memory_breakdown, context))
+        rows = self._rows(self._native.lm_reserve, context, n_outputs_max)
+        if rows:
+            reserved = self._sums(rows)
+            sums = {key: [*sums[key][:2], reserved[key][2]] for key in sums}
+        return _by_device(sums)
+
+    def _rows(self, call: Any, context: int, *arguments: int) -> list[BufferRow]:
+        """Rows that a call of the native library fills; none when it failed."""
         rows = (BufferRow * 64)()
-        count = self._native.lm_memory_breakdown(context, rows, len(rows))
+        return list(rows[: max(0, call(context, *arguments, rows, len(rows)))])
+
+    def _sums(self, rows: Sequence[BufferRow]) -> dict[str, list[int]]:
+        """Model, context and compute bytes by device, buffer types of the host together."""
         ids = {device.name: device.id for device in self.devices}
         sums = {device.id: [0, 0, 0] for device in self.devices} | {"cpu": [0, 0, 0]}
-        for row in rows[: max(0, count)]:
+        for row in rows:
             device = ids.get(row.device_name.decode(), "cpu")
             for index, size in enumerate((row.model, row.context, row.compute)):
                 sums[device][index] += size
-        return tuple(
-            BufferSizes(
-                device=device,
-                model_bytes=Bytes(model),
-                context_bytes=Bytes(kv),
-                compute_bytes=Bytes(compute),
-            )
-            for device, (model, kv, compute) in sums.items()
-        )
+        return sums
 
     def usage(self, device: Device) -> tuple[int, int, int] | None:
         """Bytes in use, their peak, and refused allocations; None for a real card."""
@@ -160,6 +178,18 @@ class Library:
             device.virtual_index, c.byref(used), c.byref(peak), c.byref(denied)
         )
         return used.value, peak.value, denied.value
+
+
+def _by_device(sums: Mapping[str, Sequence[int]]) -> tuple[BufferSizes, ...]:
+    return tuple(
+        BufferSizes(
+            device=device,
+            model_bytes=Bytes(model),
+            context_bytes=Bytes(kv),
+            compute_bytes=Bytes(compute),
+        )
+        for device, (model, kv, compute) in sums.items()
+    )
 
 
 def _import_api(python_dir: Path) -> Any:
@@ -199,20 +229,24 @@ def _open_native(lib_dir: Path) -> c.CDLL:
     suffix = "dylib" if sys.platform == "darwin" else "so"
     path = lib_dir / f"libloadmaster_native.{suffix}"
     try:
-        native = c.CDLL(str(path))
-    except OSError as error:
+        return _declare_native(c.CDLL(str(path)), path.name)
+    except (OSError, AttributeError) as error:  # AttributeError: an older one lacks a call
         raise EngineMissingError(
             f"cannot load `{path.name}`: {error}", hint="build it: `loadmaster engine build`"
         ) from None
-    native.lm_add_device.argtypes = [c.c_char_p, *[c.c_size_t] * 3, c.c_int, c.c_int]
-    native.lm_device_usage.argtypes = [c.c_int, *[c.POINTER(c.c_size_t)] * 3]
-    native.lm_memory_breakdown.argtypes = [c.c_void_p, c.POINTER(BufferRow), c.c_int]
+
+
+def _declare_native(native: c.CDLL, name: str) -> c.CDLL:
     version = native.lm_version()
     if version != NATIVE_VERSION:
         raise EngineMissingError(
-            f"`{path.name}` has version {version}, not {NATIVE_VERSION}",
+            f"`{name}` has version {version}, not {NATIVE_VERSION}",
             hint="build it again: `loadmaster engine build`",
         )
+    native.lm_add_device.argtypes = [c.c_char_p, *[c.c_size_t] * 3, c.c_int, c.c_int]
+    native.lm_device_usage.argtypes = [c.c_int, *[c.POINTER(c.c_size_t)] * 3]
+    native.lm_memory_breakdown.argtypes = [c.c_void_p, c.POINTER(BufferRow), c.c_int]
+    native.lm_reserve.argtypes = [c.c_void_p, c.c_uint32, c.POINTER(BufferRow), c.c_int]
     return native
 
 

@@ -1,6 +1,7 @@
 """An open model and its context: handles, what they report, and the cells."""
 
 import ctypes as c
+from typing import Any
 
 from loadmaster.engine.backends.llamacpp.library import Library
 from loadmaster.engine.backends.llamacpp.params import context_params
@@ -20,7 +21,7 @@ class OpenModel:
         self._api = library.api
         self._handle = model
         self._settings = settings
-        self._adapters: list[int] = []
+        self._adapters: list[Any] = []
         self.context = 0
         self.vocab = self._api.llama_model_get_vocab(model)
         self.n_vocab: int = self._api.llama_vocab_n_tokens(self.vocab)
@@ -66,7 +67,7 @@ class OpenModel:
                 )
             self._adapters.append(handle)
         if wanted:
-            handles = (c.c_void_p * len(wanted))(*self._adapters)
+            handles = (self._api.llama_adapter_lora_p_ctypes * len(wanted))(*self._adapters)
             scales = (c.c_float * len(wanted))(*(adapter.scale for adapter in wanted))
             self._api.llama_set_adapters_lora(self.context, handles, len(wanted), scales)
 

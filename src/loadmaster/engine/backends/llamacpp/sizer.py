@@ -52,7 +52,7 @@ class DryRuns:
                 f"the engine cannot open n_ctx {settings.n_ctx}: {self._library.error()}"
             )
         try:
-            buffers = self._library.buffers(context)
+            buffers = self._library.dry_run_buffers(context, settings.n_outputs_max)
             return Sizing(buffers=buffers, n_ctx=api.llama_n_ctx(context))
         finally:
             api.llama_free(context)
