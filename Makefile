@@ -22,6 +22,7 @@ check: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m scripts.docs_reference --check
+	$(BIN)/python -m scripts.guides --check
 	$(BIN)/python -m scripts.docs_structure --check
 
 bench: .venv/.dev engine
@@ -31,6 +32,7 @@ bench: .venv/.dev engine
 
 docs: .venv/.dev
 	$(BIN)/python -m scripts.docs_reference
+	$(BIN)/python -m scripts.guides
 	$(BIN)/python -m scripts.docs_structure
 
 clean:

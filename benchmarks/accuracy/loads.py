@@ -4,9 +4,11 @@ Every architecture of `benchmarks.shapes` as a tiny model with random weights, o
 stand-in GPUs under several budgets; then real shapes whose weights are a hole in the file (zeros
 take the memory that any weights take) as far as they load in 20 GiB and a few seconds.
 
-    final_error_bytes     planned less the engine's own buffers (model, context and compute, on every
-                          device and the host), without sign, after loading and after decoding
+    final_error_bytes     planned less the engine's own buffers, without sign: model, context and
+                          compute on every device and the host, after loading and after decoding
     counter_error_bytes   the stand-in's count of what it gave, less those buffers
+
+Weights mapped from the file are no buffer: the engine reports the span of the file that it mapped.
 """
 
 import tempfile

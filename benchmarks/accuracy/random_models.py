@@ -1,4 +1,4 @@
-"""Random-weight models that load in a fraction of a second: dense and with experts, 4 to 16 layers."""
+"""Random-weight models that load in a fraction of a second."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,19 +17,29 @@ class RandomModel:
     shape: str
     quant: str
     changes: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
 
     def write(self, folder: Path) -> Path:
         """The file in `folder`, written if it is not there."""
         path = folder / f"{self.name}.gguf"
         if not path.exists():
-            write_random(path, *build_tiny(self.shape, self.quant, **self.changes))
+            metadata, tensors = build_tiny(self.shape, self.quant, **self.changes)
+            if self.chat_template is not None:
+                metadata["tokenizer.chat_template"] = self.chat_template
+            write_random(path, metadata, tensors)
         return path
 
 
-def _model(name: str, shape: str, quant: str, **changes: Any) -> RandomModel:
-    return RandomModel(name=name, shape=shape, quant=quant, changes=changes)
+def _model(
+    name: str, shape: str, quant: str, *, template: str | None = None, **changes: Any
+) -> RandomModel:
+    return RandomModel(name=name, shape=shape, quant=quant, changes=changes, chat_template=template)
 
 
+_TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+# Dense and with experts, 4 to 16 layers, 19 to 51 MB.
 SMALL = (
     _model("llama-16", "llama-8b", "q4_K_M", n_layer=16, n_embd=512, n_head=8, n_ff=1536,
            n_vocab=4096),
@@ -48,4 +58,25 @@ SMALL = (
     _model("gpt-oss-8", "gpt-oss-20b", "q8_0", n_layer=8, n_embd=512, n_head=8, n_ff_exp=512),
     _model("deepseek2-5", "deepseek2-lite", "q6_K", n_layer=5, n_embd=512, n_ff=1536,
            n_ff_exp=512),
+)  # fmt: skip
+
+# Of all kinds of widths, vocabularies and types, 35 to 395 MB; every other has a chat template.
+MIXED = (
+    _model("llama-12", "llama-8b", "q4_K_M", n_layer=12, n_embd=1024, n_head=16, n_head_kv=4,
+           n_ff=2816, n_vocab=32000),
+    _model("llama-16t", "llama-8b", "q8_0", n_layer=16, n_embd=512, n_head=8, n_ff=1536,
+           n_vocab=8192, template=_TEMPLATE),
+    _model("qwen3-16", "qwen3-8b", "q6_K", n_layer=16, n_embd=1024, n_head=16, n_ff=3072,
+           n_vocab=151936),
+    _model("qwen3moe-8t", "qwen3moe-30b-a3b", "q4_K_M", n_layer=8, n_embd=1024, n_head=16,
+           n_head_kv=4, n_ff_exp=512, n_expert=16, n_expert_used=4, n_vocab=32000,
+           template=_TEMPLATE),
+    _model("gemma2-10", "gemma2-9b", "q4_0", n_layer=10, n_embd=1024, n_head=8, n_ff=4096,
+           n_vocab=64000),
+    _model("phi3-8t", "phi3-mini", "f16", n_layer=8, n_embd=768, n_head=12, n_head_kv=12,
+           n_ff=2048, n_vocab=16000, template=_TEMPLATE),
+    _model("granite-12", "granitehybrid-3b", "q8_0", n_layer=12, n_embd=512, n_head=8,
+           attention=(3, 7, 11), n_vocab=16384),
+    _model("llama-96t", "llama-405b", "q5_K_M", n_layer=96, n_embd=256, n_ff=768,
+           template=_TEMPLATE),
 )  # fmt: skip

@@ -5,8 +5,8 @@ what is beyond its size and counts what it gave. Its bandwidths are those of a 2
 the planner prefers it to the host as it would a real one.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,13 +25,14 @@ from loadmaster.engine.types import (
 from loadmaster.machine.types import Cpu, Gpu, Machine, Ram, SizingRules
 from loadmaster.model.stamp import model_stamp
 from loadmaster.model.types import ModelSpec
-from loadmaster.plan.layout import opened_gpus
 from loadmaster.plan.planner import planning
 from loadmaster.plan.types import (
     CPU,
     Budget,
+    BufferSizes,
     DoesNotFit,
     EngineSettings,
+    Kind,
     Knobs,
     Overheads,
     Plan,
@@ -173,11 +174,12 @@ def try_plan(
         before = engine.memory()
         if not has_words:
             return Trial(loaded=before, decoded=engine.commit_peak(0.1), n_generated=0)
-        n_generated = _generate(engine, plan, loaded)
+        n_generated = generate_some(engine, plan, loaded)
         return Trial(loaded=before, decoded=engine.memory(), n_generated=n_generated)
 
 
-def _generate(engine: Engine, plan: Plan, loaded: LoadedModel) -> int:
+def generate_some(engine: Engine, plan: Plan, loaded: LoadedModel) -> int:
+    """Prefill a full n_ubatch and decode a few tokens; the number of these."""
     n_prompt = max(1, min(plan.engine.n_ubatch, loaded.n_ctx_seq - N_DECODED - 1))
     prompt = tuple(3 + i % max(1, min(250, loaded.n_vocab - 8)) for i in range(n_prompt))
     request = GenerateRequest(
@@ -193,19 +195,26 @@ def _generate(engine: Engine, plan: Plan, loaded: LoadedModel) -> int:
 
 
 def buffer_error_bytes(plan: Plan, report: MemoryReport) -> int:
-    """Planned less measured over model, context and compute buffers of all devices, unsigned."""
+    """Planned less measured over model, context and compute buffers of all devices, unsigned.
+
+    Mapped weights on the host are left out: they are pages of the file, and the engine reports the
+    span of the file from the first to the last of them.
+    """
     planned = {device.id: device for device in plan.devices}
+    mapped = plan.engine.load_mode != "none"
     error = 0
     for row in report.buffers:
         device = planned.get(row.device)
-        mapped = device.mapped_bytes if device else 0
-        for kinds, measured in (
-            (("model",), row.model_bytes - mapped),
-            (("kv", "recurrent"), row.context_bytes),
-            (("compute",), row.compute_bytes),
-        ):
-            error += abs((device.of(*kinds) if device else 0) - measured)  # type: ignore[arg-type]
+        for kinds, measured in _measured(row):
+            if not (mapped and row.device == CPU and "model" in kinds):
+                error += abs((device.of(*kinds) if device else 0) - measured)
     return error
+
+
+def _measured(row: BufferSizes) -> Iterator[tuple[tuple[Kind, ...], Bytes]]:
+    yield ("model",), row.model_bytes
+    yield ("kv", "recurrent"), row.context_bytes
+    yield ("compute",), row.compute_bytes
 
 
 def counter_error_bytes(report: MemoryReport) -> int:
@@ -218,23 +227,14 @@ def counter_error_bytes(report: MemoryReport) -> int:
     return sum(abs((value or 0) - sums.get(device, 0)) for device, value in used.items())
 
 
-def all_on_devices(settings: EngineSettings, n_layer: int) -> EngineSettings:
-    """The same settings with every layer on the first GPU."""
-    rest = (0,) * (len(settings.layers_per_device) - 1)
-    return replace(
-        settings, n_gpu_layers=n_layer + 1, layers_per_device=(n_layer + 1, *rest), overrides=()
-    )
-
-
 __all__ = [
     "SizingEngine",
     "Trial",
-    "all_on_devices",
     "budget_of",
     "buffer_error_bytes",
     "counter_error_bytes",
     "devices_of",
-    "opened_gpus",
+    "generate_some",
     "plan_with",
     "stand_in_machine",
     "try_plan",

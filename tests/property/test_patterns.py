@@ -19,6 +19,11 @@ def test_a_pattern_matches_its_numbers_and_no_others(numbers: set[int]) -> None:
     assert {number for number in range(600) if regex.search(str(number))} == numbers
 
 
+def test_an_optional_prefix_of_two_digits() -> None:
+    regex = re.compile(f"^({number_regex([5, 135, 235])})$")
+    assert [n for n in range(600) if regex.search(str(n))] == [5, 135, 235]
+
+
 def test_a_run_is_short() -> None:
-    assert number_regex(range(67)) == "[1-5]?[0-9]|6[0-6]"
-    assert len(number_regex(range(126))) < 40
+    assert number_regex(range(67)) == "(1|2|3|4|5)?.|6(0|1|2|3|4|5|6)"
+    assert len(number_regex(range(126))) < 90

@@ -8,6 +8,7 @@ from typing import Any
 import gguf
 import jinja2
 import pytest
+import tokenizers
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "src" / "loadmaster" / "data" / "demo.gguf"
@@ -85,7 +86,6 @@ def test_both_formats_hold_the_same_shape(reader: Any) -> None:
 
 
 def test_tokenizer_round_trip() -> None:
-    tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
     rng = random.Random(0)
     for _ in range(300):

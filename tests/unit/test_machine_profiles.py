@@ -18,7 +18,10 @@ from loadmaster.units import MIB
 
 def test_the_shipped_names() -> None:
     assert profile_names() == (
-        "a100-80g", "cpu-64g", "h100-80g", "rtx3060-12g", "rtx3090", "rtx3090-x2", "rtx4090-24g",
+        "a100-40g", "a100-80g", "a100-80g-x4", "cpu-64g", "h100-80g", "h200-141g",
+        "jetson-orin-64g", "m2max-64g", "m2ultra-192g", "m3max-128g", "m4max-128g", "rtx3060-12g",
+        "rtx3060-12g-ram64g", "rtx3060-12g-ram96g", "rtx3090", "rtx3090-x2", "rtx4060ti-16g",
+        "rtx4080-16g", "rtx4090-24g", "rtx4090-x2", "rtx4090-x8", "rtx5090-32g", "rx7900xtx-24g",
     )  # fmt: skip
 
 
@@ -28,7 +31,7 @@ def test_a_shipped_profile(name: str, tmp_path: Path) -> None:
     assert machine.name == name
     assert machine.ram.bandwidth_bytes_s
     assert all(gpu.bandwidth_bytes_s and gpu.link_bytes_s for gpu in machine.gpus)
-    assert all(gpu.rules == RULES["cuda"] for gpu in machine.gpus)
+    assert all(gpu.rules == RULES[gpu.backend] for gpu in machine.gpus)
     save_profile(machine, tmp_path / "again.json", sources=("copied",))
     assert load_profile(str(tmp_path / "again.json")) == machine
 
@@ -72,6 +75,14 @@ def changed(tmp_path: Path, change: Any) -> str:
         (lambda c: c["machine"]["gpus"][0].update(total_bytes=0), "not above 0"),
         (lambda c: c["machine"]["gpus"][0].update(free_bytes=1 << 50), "bytes are free of"),
         (lambda c: c["machine"]["gpus"][0]["rules"].update(alignment_bytes=96), "power of two"),
+        (lambda c: c["machine"]["gpus"][0].update(total_bytes=-1), "not above 0"),
+        (lambda c: c["machine"]["gpus"][0].update(bandwidth_bytes_s=0), "bandwidth_bytes_s is 0"),
+        (lambda c: c["machine"]["gpus"][1].update(link_bytes_s=-5), "gpus[1].link_bytes_s is -5"),
+        (lambda c: c["machine"]["gpus"][0]["rules"].update(row_padding=-1), "row_padding is -1"),
+        (lambda c: c["machine"]["ram"].update(bandwidth_bytes_s=0), "ram.bandwidth_bytes_s is 0"),
+        (lambda c: c["machine"]["ram"].update(available_bytes=1 << 50), "bytes are free of"),
+        (lambda c: c["machine"]["ram"].update(swap_free_bytes=1), "of swap are free of 0"),
+        (lambda c: c["machine"]["cpu"].update(physical_cores=0), "physical_cores is 0"),
         (lambda c: c.update(comment="x"), "comment: unknown key"),
         (lambda c: c.update(schema_version=2), "schema_version 2"),
         (lambda c: c.pop("machine"), "it has no `machine`"),
@@ -101,7 +112,7 @@ def test_a_large_file_is_not_read_whole(tmp_path: Path) -> None:
 
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(NotFoundError) as refusal:
-        load_profile("rtx9999")
+        load_profile("rtx4090-24gb")
     assert "rtx4090-24g" in (refusal.value.hint or "")
 
 

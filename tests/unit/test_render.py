@@ -109,4 +109,6 @@ def test_the_figures_of_an_answer() -> None:
     list(chat.ask("hi"))
     assert chat.last is not None
     line = render.done_line(chat.last, parts.plan().predicted)
-    assert line.endswith("decode 8.0 tok/s · 2 tokens · predicted decode 12.5 tok/s")
+    assert line.endswith(
+        "decode 8.0 tok/s · 2 tokens · predicted prefill 300.0, decode 12.5 tok/s (table)"
+    )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from loadmaster.machine.measurements import Measurements
 from loadmaster.units import Bytes
 
 Vendor = Literal["nvidia", "amd", "intel", "apple", "virtual"]
@@ -109,6 +110,7 @@ class Machine:
     disk_path: str | None = None
     confinements: tuple[Confinement, ...] = ()
     warnings: tuple[str, ...] = ()  # what a probe could not find out, and why it matters
+    measured: Measurements | None = None  # by `doctor --measure`; None: tables are all there is
 
     def gpu(self, device_id: str) -> Gpu:
         """The GPU with this id; KeyError when there is none."""

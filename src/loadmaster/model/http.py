@@ -32,9 +32,12 @@ TRY_AGAIN = "run the command again"
 class TransientError(NetworkError):
     """A failure that another attempt may not have; `retry_after_s` is the server's own wish."""
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, too_slow: bool = False
+    ) -> None:
         super().__init__(message, hint=f"check the connection and {TRY_AGAIN}")
         self.retry_after_s = retry_after_s
+        self.too_slow = too_slow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +90,8 @@ class Reply:
 
     def _broken(self, error: Exception | None) -> TransientError:
         if self._pace.cut:
-            return TransientError(
-                f"{_host(self.url)} sends too slowly: the connection was given up"
-            )
+            message = f"{_host(self.url)} sends too slowly: the connection was given up"
+            return TransientError(message, too_slow=True)
         return TransientError(f"the connection to {_host(self.url)} broke: {_reason(error)}")
 
     def body(self, limit: int) -> bytes:
@@ -102,7 +104,10 @@ class Reply:
         for chunk in self.chunks():
             size += len(chunk)
             if size > limit:
-                raise NetworkError(f"{_host(self.url)} answers with more than {limit} bytes")
+                raise NetworkError(
+                    f"{_host(self.url)} answers with more than the {limit} bytes asked for",
+                    hint="a proxy may stand between: open the URL in a browser",
+                )
             parts.append(chunk)
         return b"".join(parts)
 
@@ -298,15 +303,23 @@ def check_status(reply: Reply, *, expected: tuple[int, ...] = (200,)) -> None:
     place, status = shown_url(reply.url), reply.status
     if status in expected:
         return
+    # The Hub answers 401 for what is not there too: this header of its says which it is.
+    numbers = {"status": status, "reason": reply.headers.get("x-error-code")}
     if status in _TRANSIENT:
         raise TransientError(
             f"{_host(reply.url)} answers {status}", retry_after_s=_retry_after(reply.headers)
         )
     if status in (401, 403):
-        raise AuthError(f"{place} refuses access ({status})", hint="check the URL and the token")
+        raise AuthError(
+            f"{place} refuses access ({status})",
+            hint="check the URL and the token",
+            numbers=numbers,
+        )
     if status in (404, 410):
-        raise NotFoundError(f"{place} is not there ({status})", hint="check the URL")
-    raise NetworkError(f"{place} answers {status}", numbers={"status": status})
+        raise NotFoundError(
+            f"{place} is not there ({status})", hint="check the URL", numbers=numbers
+        )
+    raise NetworkError(f"{place} answers {status}", hint="check the URL", numbers=numbers)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from loadmaster.errors import AuthError, LoadmasterError, NetworkError, NotFoundError, UsageError
-from loadmaster.model.http import Http, Token, origin_of
+from loadmaster.model.http import Http, Patience, Token, origin_of
 from loadmaster.model.reference import HubReference, is_loopback
 from loadmaster.model.variants import RepoFile
 from loadmaster.settings import (
@@ -84,13 +84,13 @@ def find_token() -> str | None:
 class Hub:
     """One endpoint, with the user's token for it. Close it, or use it as a context manager."""
 
-    def __init__(self, http: Http | None = None) -> None:
+    def __init__(self, patience: Patience | None = None) -> None:
         check_online()
         self.endpoint = endpoint()
         value = find_token()
         self._has_token = value is not None
         token = Token(origin=origin_of(self.endpoint), value=value) if value else None
-        self.http = http or Http(token)
+        self.http = Http(token, patience=patience)
 
     def __enter__(self) -> "Hub":
         return self
@@ -140,12 +140,16 @@ class Hub:
     def _page(self, url: str, reference: HubReference) -> tuple[Any, Mapping[str, str]]:
         try:
             return self.http.json(url)
-        except (AuthError, NotFoundError):
-            raise self.refusal(reference) from None
+        except (AuthError, NotFoundError) as error:
+            raise self.refusal(reference, error) from None
 
-    def refusal(self, reference: HubReference) -> LoadmasterError:
-        """Why the Hub refuses a repository, and what to type next."""
-        code = self._refusal_code(reference)
+    def refusal(self, reference: HubReference, error: LoadmasterError) -> LoadmasterError:
+        """Why the Hub refuses a repository, and what to type next; other errors as they are."""
+        if not isinstance(error, AuthError | NotFoundError):
+            return error
+        code = error.numbers.get("reason")
+        if code is None and error.numbers.get("status") == 404:
+            code = "RepoNotFound"
         page = f"{self.endpoint}/{reference.repo_id}"
         if code == "RevisionNotFound":
             near = self._near_revisions(reference)
@@ -171,18 +175,6 @@ class Hub:
             if self._has_token
             else "`hf auth login`, or set `HF_TOKEN`",
         )
-
-    def _refusal_code(self, reference: HubReference) -> str:
-        """The Hub answers 401 for what is not there too: its header says which it is."""
-        revision = quote(reference.revision, safe="")
-        url = f"{self.endpoint}/api/models/{reference.repo_id}/revision/{revision}"
-        try:
-            with self.http.open(url) as reply:
-                code = reply.headers.get("x-error-code", "")
-                status = reply.status
-        except NetworkError:
-            return ""
-        return code or ("RepoNotFound" if status == 404 else "")
 
     def _near_repositories(self, reference: HubReference) -> list[str]:
         url = f"{self.endpoint}/api/models?limit=20&search={quote(reference.repo)}"

@@ -189,7 +189,7 @@ class RemoteFile:
 
     def _grow(self) -> None:
         start = len(self._prefix)
-        window = min(max(start, _FIRST_WINDOW), _LARGEST_WINDOW, self._limit - start)
+        window = min(max(3 * start, _FIRST_WINDOW), _LARGEST_WINDOW, self._limit - start)
         window = min(window, self.size_bytes - start)
         url, self._near = (
             self._near,
@@ -230,7 +230,7 @@ def check_span(reply: Reply, wanted: Span, label: str) -> None:
     if parse_content_range(reply.headers.get("content-range")) != wanted:
         raise NetworkError(
             f"the server sends another range of `{label}` than the one asked for",
-            hint="use another address: this server or a proxy before it mixes up ranges",
+            hint="use another address: the server or a proxy before it mixes up ranges",
         )
 
 

@@ -288,8 +288,15 @@ def _spec(
         kv_formula=kv_formula,
         chat_template=template if isinstance(template, str) else None,
         tokenizer_model=str(metadata.get("tokenizer.ggml.model", "none")),
+        n_merges=_count(header, gguf.MERGES),
         metadata=metadata,
     )
+
+
+def _count(header: Header, key: str) -> int:
+    """Elements of an array that is not kept; 0 when the file has none."""
+    entry = header.entries.get(key)
+    return entry.count if entry is not None and entry.is_array else 0
 
 
 def _name(metadata: Mapping[str, MetadataValue], path: Path) -> str:

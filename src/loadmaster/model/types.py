@@ -108,6 +108,7 @@ class ModelSpec:
     kv_formula: bool  # False: the engine's own sizing is the only source for the caches
     chat_template: str | None
     tokenizer_model: str
+    n_merges: int = 0  # rules of a byte-pair tokenizer
     # Every scalar of the header and its short arrays of numbers, without the tokenizer's tables;
     # for `doctor`, `show` and formulas.
     metadata: Mapping[str, MetadataValue] = field(repr=False)

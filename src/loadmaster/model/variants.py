@@ -13,8 +13,8 @@ USUAL = "Q4_K_M"  # what llama.cpp and Ollama take when nothing is asked for
 
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _LABEL = re.compile(
-    r"(?:^|[-._ ])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))"
-    r"(?=$|[-. ])",
+    r"(?:^|[-._ ])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16"
+    r"|FP?16|FP?32))(?=$|[-. ])",
     re.IGNORECASE,
 )
 _MAX_SHOWN = 12

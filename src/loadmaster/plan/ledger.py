@@ -143,23 +143,40 @@ def _host_extras(
 ) -> list[MemoryItem]:
     items = list(overhead.host_items(books.model, settings, books.overheads))
     items += _adapters(settings, CPU)
-    if settings.load_mode == "none":
-        later = sum(item.bytes for item in (*buffers, *items) if item.kind in _AFTER_LOADING)
-        transient = overhead.staging_bytes(books.model, settings) - later
-        if transient > 0:
-            items.append(
-                MemoryItem(
-                    device=CPU,
-                    kind="overhead",
-                    bytes=Bytes(transient),
-                    source="bound",
-                    why="the largest tensor, while it is sent to the GPU",
-                )
+    transient = _loading_bytes(books, settings, (*buffers, *items))
+    if transient > 0:
+        items.append(
+            MemoryItem(
+                device=CPU,
+                kind="overhead",
+                bytes=Bytes(transient),
+                source="bound",
+                why="while loading: the file's string tables, the largest tensor",
             )
+        )
     return items
 
 
-# Allocated after the weights, so they are not there while the largest tensor is staged.
+def _loading_bytes(books: Books, settings: EngineSettings, items: Sequence[MemoryItem]) -> int:
+    """What loading takes beyond what comes after it in the same memory."""
+    later = sum(item.bytes for item in items if item.kind in _AFTER_LOADING)
+    strings = overhead.header_strings_bytes(books.model)
+    if settings.load_mode != "none":
+        return strings - later
+    staging = overhead.staging_bytes(books.model, settings, books.gpus)
+    if staging + strings > later and any(gpu.rules.pinned_host for gpu in books.gpus):
+        weights = sum(item.bytes for item in items if item.kind == "model")
+        staging = Bytes(staging - max(0, weights - _kept_bytes(books.model, settings)))
+    return strings + max(0, staging) - later
+
+
+def _kept_bytes(model: ModelSpec, settings: EngineSettings) -> int:
+    """Weights that overrides keep on the host: they are not in pinned memory, and come first."""
+    overrides = layout.Overrides(settings.overrides)
+    return sum(t.size_bytes for t in model.tensors if overrides.device(t) == CPU)
+
+
+# Allocated after the weights, so they are not there while these are loaded.
 _AFTER_LOADING = ("kv", "recurrent", "compute", "output")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loadmaster.machine.types import SizingRules
-from loadmaster.model.types import LayerKind, ModelSpec, TensorSpec
+from loadmaster.model.types import ModelSpec, TensorSpec
 from loadmaster.plan import layout, memory
 from loadmaster.plan.types import CPU, EngineSettings, Override
 
@@ -56,7 +56,6 @@ class Parts:
     host_read_bytes: int  # read from the host for every token whatever the placement
     n_gpus: int
     read_bytes: int  # all weights read for one token
-    elements_per_byte: float  # weights per byte, for the arithmetic of a token
 
 
 def cut(
@@ -111,20 +110,12 @@ def cut(
         host_read_bytes=host_read,
         n_gpus=len(rules),
         read_bytes=_read_bytes(layers) + pinned_read + host_read,
-        elements_per_byte=_elements(model) / max(1, model.weight_bytes),
     )
 
 
 def _read_bytes(layers: Sequence[Layer]) -> int:
     return sum(
         layer.base.read_bytes + sum(piece.read_bytes for piece in layer.movable) for layer in layers
-    )
-
-
-def _elements(model: ModelSpec) -> int:
-    return sum(
-        tensor.size_bytes // tensor.type.block_bytes * tensor.type.block_size
-        for tensor in model.tensors
     )
 
 
@@ -153,16 +144,6 @@ def role_of(tensor_name: str) -> str:
     """`ffn_up`, `ffn_down_exps` … for a movable matrix, else `base`."""
     match = _MOVABLE.match(tensor_name)
     return match[1] if match else "base"
-
-
-def attention_width(model: ModelSpec) -> int:
-    """Query elements of one attention layer, for the cost of attending to a cell."""
-    widths = [
-        layer.n_head * (layer.k_width // max(1, layer.n_head_kv))
-        for layer in model.layers
-        if layer.kind in (LayerKind.FULL, LayerKind.SWA, LayerKind.MLA)
-    ]
-    return max(widths, default=0)
 
 
 def _piece(model: ModelSpec, tensor: TensorSpec, rules: Sequence[SizingRules]) -> Piece:

@@ -23,6 +23,7 @@ class Placement:
     gpu_weight_bytes: tuple[int, ...]
     gpu_cache_bytes: tuple[int, ...]
     gpu_read_bytes: tuple[int, ...]
+    gpu_routed_bytes: tuple[int, ...]  # the part of it that are experts
     streamed_bytes: int
     handovers: int
 
@@ -183,6 +184,10 @@ def _describe(
         + (parts.pinned_read_bytes if gpu == 0 else 0)
         for gpu in gpus
     )
+    routed = tuple(
+        sum(p.read_bytes for p in (*home[gpu], *guests[gpu]) if p.role.endswith("_exps"))
+        for gpu in gpus
+    )
     n_runs = sum(1 for run in runs if run)
     apart = len({name.split(".")[1] for name, _ in moved})
     return Placement(
@@ -193,6 +198,7 @@ def _describe(
             sum(layer.gpu_cache_bytes for layer in runs_of_layers[gpu]) for gpu in gpus
         ),
         gpu_read_bytes=read,
+        gpu_routed_bytes=routed,
         streamed_bytes=_host_weight_bytes(parts, runs_of_layers, home, guests),
         handovers=n_runs + 2 * apart,
     )

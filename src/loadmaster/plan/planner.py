@@ -5,6 +5,7 @@ from dataclasses import replace
 from loadmaster.machine.types import Machine
 from loadmaster.model.types import ModelSpec
 from loadmaster.plan.explain import notes_of, solve_variations, variations_of
+from loadmaster.plan.levers import levers_of
 from loadmaster.plan.search import (
     Failure,
     Problem,
@@ -12,6 +13,7 @@ from loadmaster.plan.search import (
     Solution,
     checked_devices,
     make_problem,
+    rates_under,
     search,
 )
 from loadmaster.plan.speed import predict
@@ -23,6 +25,7 @@ from loadmaster.plan.types import (
     NeedSizes,
     Overheads,
     Plan,
+    Prediction,
     Shortfall,
     Sizes,
     Workload,
@@ -101,9 +104,22 @@ def _plan(
         workload=workload,
         engine=settings,
         devices=checked_devices(problem, settings),
-        predicted=predict(solution.traffic, problem.rates, settings, workload),
+        predicted=_predicted(problem, solution, workload),
         notes=tuple(notes_of(problem, solution)),
         alternatives=alternatives,
+    )
+
+
+def _predicted(problem: Problem, solution: Solution, workload: Workload) -> Prediction:
+    """Speed, load time and levers of the plan."""
+    rates = rates_under(problem, solution.settings)
+    found = predict(solution.traffic, rates, solution.settings, workload)
+    measured = problem.machine.measured
+    disk = measured.disk_read_bytes_s if measured else None
+    return replace(
+        found,
+        load_s=problem.model.file_bytes / disk if disk else None,
+        levers=levers_of(solution.traffic, rates, solution.settings, workload),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from loadmaster.machine.types import Machine
-from loadmaster.model.types import LayerKind, ModelSpec
+from loadmaster.model.types import ModelSpec
 from loadmaster.plan.choices import (
     Choice,
     base_settings,
@@ -21,9 +21,10 @@ from loadmaster.plan.choices import (
 )
 from loadmaster.plan.layout import opened_gpus
 from loadmaster.plan.ledger import Books, device_plans, sizing_key
-from loadmaster.plan.parts import Parts, attention_width, cut
+from loadmaster.plan.parts import Parts, cut
 from loadmaster.plan.placement import Placement, place
-from loadmaster.plan.speed import Rates, Traffic, rates_of, turn_s
+from loadmaster.plan.rates import Rates, rates_of
+from loadmaster.plan.speed import Reads, Traffic, turn_s
 from loadmaster.plan.types import (
     CPU,
     Budget,
@@ -37,6 +38,7 @@ from loadmaster.plan.types import (
     SizingFailure,
     Workload,
 )
+from loadmaster.plan.weights import LayerWidth, WeightMix, layer_widths, weight_mix
 
 # Placements sized before the search settles; four are usual.
 _MAX_ROUNDS = 10
@@ -55,6 +57,8 @@ class Problem:
     workload: Workload
     knobs: Knobs
     sizes: Sizes | None  # None: there is no engine to ask, compute buffers are bounded
+    mix: WeightMix
+    widths: tuple[LayerWidth, ...]  # of attention, for each layer
     rates: Rates
 
     @property
@@ -108,13 +112,27 @@ def make_problem(
         overheads=overheads,
         cpu_isa=machine.cpu.isa,
     )
+    mix = weight_mix(model)
     return Problem(
         books=books,
         machine=machine,
         workload=workload,
         knobs=knobs,
         sizes=sizes,
-        rates=rates_of(machine),
+        mix=mix,
+        widths=layer_widths(model),
+        rates=rates_of(machine, mix),
+    )
+
+
+def rates_under(problem: Problem, settings: EngineSettings) -> Rates:
+    """The machine's rates with weights in RAM as these settings lay them out."""
+    pinned = any(problem.machine.gpu(gpu).rules.pinned_host for gpu in opened_gpus(settings))
+    return rates_of(
+        problem.machine,
+        problem.mix,
+        repacked=settings.use_extra_bufts and not pinned,
+        n_threads=settings.n_threads,
     )
 
 
@@ -235,9 +253,7 @@ def _reserve(outcome: Outcome, placement: Placement, reserves: dict[int, tuple[i
 def _probes(problem: Problem, parts: Parts, base: EngineSettings) -> list[Placement]:
     """Placements sized first, because the engine's needs differ most between them."""
     n = len(parts.layers)
-    counts = (
-        [n, n - 1, n // 2, 1, 0] if problem.knobs.n_gpu_layers is None else _counts(problem, parts)
-    )
+    counts = [n, n // 2, 1, 0] if problem.knobs.n_gpu_layers is None else _counts(problem, parts)
     caps = _caps(problem)
     placements = []
     for count in dict.fromkeys(counts):
@@ -314,6 +330,7 @@ def _estimate_s(
     if left < 0:
         return None
     read = sum(layer.base.read_bytes for layer in chosen) + parts.pinned_read_bytes
+    routed = 0
     for dense in (True, False):
         pieces = [
             piece
@@ -323,11 +340,13 @@ def _estimate_s(
         ]
         size = sum(piece.gpu_bytes[0] for piece in pieces)
         share = min(1.0, left / size) if size else 0.0
-        read += int(share * sum(piece.read_bytes for piece in pieces))
+        moved = int(share * sum(piece.read_bytes for piece in pieces))
+        read += moved
+        routed += 0 if dense else moved
         left -= min(left, size)
-    cache = sum(layer.cache_bytes for layer in chosen)
     zeros = (0,) * (parts.n_gpus - 1)
-    traffic = _traffic(problem, parts, count, (read, *zeros), (cache, *zeros), 0, 0)
+    gpus = _gpu_reads(problem, (read, *zeros), (routed, *zeros), 0 if count else None)
+    traffic = _traffic(problem, parts, count, gpus, streamed=0, handovers=0)
     return turn_s(traffic, problem.rates, base, problem.workload)
 
 
@@ -336,52 +355,86 @@ def _turn_s(problem: Problem, parts: Parts, base: EngineSettings, placement: Pla
 
 
 def _traffic_of(problem: Problem, parts: Parts, placement: Placement) -> Traffic:
+    used = [gpu for gpu, count in enumerate(placement.layers_per_device) if count]
     return _traffic(
         problem,
         parts,
         placement.n_gpu_layers,
-        placement.gpu_read_bytes,
-        placement.gpu_cache_bytes,
-        placement.streamed_bytes,
-        placement.handovers,
+        _gpu_reads(
+            problem,
+            placement.gpu_read_bytes,
+            placement.gpu_routed_bytes,
+            used[-1] if used else None,
+        ),
+        streamed=placement.streamed_bytes,
+        handovers=placement.handovers,
     )
+
+
+def _gpu_reads(
+    problem: Problem, read: Sequence[int], routed: Sequence[int], output_gpu: int | None
+) -> tuple[Reads, ...]:
+    """What each GPU reads for a token; the output matrix is on the last that has layers."""
+    found = []
+    for gpu, (total, experts) in enumerate(zip(read, routed, strict=True)):
+        output = min(total - experts, problem.mix.output_bytes) if gpu == output_gpu else 0
+        dense = total - experts - output
+        found.append(Reads(dense_bytes=dense, routed_bytes=experts, output_bytes=output))
+    return tuple(found)
 
 
 def _traffic(
     problem: Problem,
     parts: Parts,
     count: int,
-    gpu_read: tuple[int, ...],
-    gpu_cache: tuple[int, ...],
+    gpus: tuple[Reads, ...],
+    *,
     streamed: int,
     handovers: int,
 ) -> Traffic:
     model = problem.model
-    cached = [layer.kind is not LayerKind.NONE for layer in model.layers]
-    on_host = sum(cached[: max(0, model.n_layer + 1 - count)])
-    if problem.knobs.offload_kqv is False:
-        on_host = sum(cached)
-    all_cache = sum(layer.cache_bytes for layer in parts.layers)
+    n_host = max(0, model.n_layer + 1 - count)
+    split = len(problem.widths) if problem.knobs.offload_kqv is False else n_host
+    before, after = problem.widths[:split], problem.widths[split:]
     return Traffic(
-        host_read_bytes=max(0, parts.read_bytes - sum(gpu_read)),
-        gpu_read_bytes=gpu_read,
-        host_cache_bytes=all_cache - sum(gpu_cache),
-        gpu_cache_bytes=gpu_cache,
-        disk_read_bytes=0,
+        host=_host_reads(problem, parts, gpus),
+        gpus=gpus,
+        host_width=sum(width.full for width in before),
+        gpu_width=sum(width.full for width in after),
+        host_window_width=sum(width.windowed for width in before),
+        gpu_window_width=sum(width.windowed for width in after),
+        window=model.n_swa,
+        host_layers=n_host / (model.n_layer + 1),
         streamed_bytes=streamed,
         handovers=handovers,
-        host_attention_width=on_host * attention_width(model),
-        flops_per_token=2.0 * parts.elements_per_byte * parts.read_bytes,
     )
 
 
+def _host_reads(problem: Problem, parts: Parts, gpus: Sequence[Reads]) -> Reads:
+    """What is left for the host: of each kind, the model's less what the GPUs read."""
+    total = max(0, parts.read_bytes - sum(reads.total_bytes for reads in gpus))
+    experts = sum(problem.mix.experts.values()) - sum(reads.routed_bytes for reads in gpus)
+    routed = min(total, max(0, experts))
+    on_gpu = sum(reads.output_bytes for reads in gpus)
+    output = 0 if on_gpu else min(total - routed, problem.mix.output_bytes)
+    return Reads(dense_bytes=total - routed - output, routed_bytes=routed, output_bytes=output)
+
+
 def _settings_of(problem: Problem, placement: Placement, base: EngineSettings) -> EngineSettings:
-    return replace(
+    settings = replace(
         base,
         n_gpu_layers=placement.n_gpu_layers,
         layers_per_device=placement.layers_per_device,
         overrides=(*pinned_overrides(problem.knobs), *placement.overrides()),
     )
+    # Not worth sizing in private memory when the weights alone are beyond the RAM cap.
+    beyond = placement.streamed_bytes > problem.books.budget.cap(CPU)
+    return _mapped(settings) if beyond and problem.knobs.load_mode is None else settings
+
+
+def _mapped(settings: EngineSettings) -> EngineSettings:
+    """The kernel can drop the pages of a mapped file, so they are outside the RAM cap."""
+    return replace(settings, load_mode="mmap", use_extra_bufts=False)
 
 
 def _evaluate(
@@ -390,9 +443,9 @@ def _evaluate(
     """The ledger of a placement by the engine's own sizes, and whether it keeps every cap."""
     settings = _settings_of(problem, placement, base)
     ledger = yield from _ledger(problem, settings)
-    if isinstance(ledger, tuple) and ledger[-1].left_bytes < 0 and problem.knobs.load_mode is None:
-        # The kernel can drop the pages of a mapped file, so they are outside the RAM cap.
-        settings = replace(settings, load_mode="mmap", use_extra_bufts=False)
+    short = isinstance(ledger, tuple) and ledger[-1].left_bytes < 0
+    if short and problem.knobs.load_mode is None and settings.load_mode != "mmap":
+        settings = _mapped(settings)
         ledger = yield from _ledger(problem, settings)
     if isinstance(ledger, Failure):
         return ledger

@@ -1,132 +1,210 @@
-"""Speed from bytes moved: a roofline over RAM, VRAM, the link between them and the disk.
+"""Speed from bytes moved: a roofline for each step, over RAM, VRAM, the link and the disk.
 
-Decode reads every weight once per token from wherever it lives, so its time is a sum of bytes over
-bandwidths (memory-bandwidth-bound; `docs/plan.md` has the sources). Prefill either computes
-CPU-resident weights on the CPU or streams them over the link once per ubatch.
+A step reads every weight that its tokens use once, from wherever it lives; what a byte costs then
+depends on how many tokens share the step (`curve`, `rates`). Attention adds for every cell in use,
+and the rest (norms, activations, handing over between devices) is counted too. `docs/speed.md` has
+the formulas with their sources.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-from loadmaster.machine.types import Machine
+from loadmaster.plan.rates import DeviceRates, Rates
 from loadmaster.plan.types import EngineSettings, Prediction, Workload
 
-# Shares of a nominal bandwidth that inference reaches. Dense decode reaches 75–85 % of the RAM's
-# theoretical rate on desktops; cards reach 70–85 % of theirs.
-RAM_SHARE = 0.80
-VRAM_SHARE = 0.75
-# Attention on the CPU reads its cache at about half the rate that it reads weights.
-CPU_ATTENTION_SHARE = 0.5
-# Peak half-precision rate per byte of memory bandwidth: 76 (RTX 3090) to 295 (H100); the low end.
-GPU_FLOP_PER_BYTE = 70
-# Multiply-adds that one CPU core does per second on quantized weights, times two.
-CPU_CORE_FLOPS = 40e9
 # A step's cost of handing over between devices, per boundary in the graph.
 HANDOVER_S = 30e-6
-# A drive's sequential read rate when nothing is known of it: a PCIe 3 NVMe.
-DISK_BYTES_S = 2.0e9
-
-# What an unknown rate is taken to be when two placements are compared. They only rank; a
-# prediction never rests on them.
-_ASSUMED_RAM_BYTES_S = 50e9
-_ASSUMED_VRAM_BYTES_S = 500e9
-_ASSUMED_LINK_BYTES_S = 12e9
+# From this many tokens on, the engine's flash attention works in tiles (GGML_FA_TILE_Q of
+# ggml-cpu/common.h; the matrix kernels of CUDA begin lower).
+_TILE_TOKENS = 64
+# Weights that arrive at less than this share of the memory's own rate wait for arithmetic.
+_BANDWIDTH_BOUND = 0.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """Bytes per second that inference gets, and arithmetic rates."""
+class Reads:
+    """Weights on one device that one token reads."""
 
-    ram_bytes_s: float
-    vram_bytes_s: tuple[float, ...]
-    link_bytes_s: tuple[float, ...]
-    cpu_flops: float
-    gpu_flops: tuple[float, ...]
-    basis: Literal["table", "unknown"]
+    dense_bytes: int = 0
+    routed_bytes: int = 0
+    output_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        return self.dense_bytes + self.routed_bytes + self.output_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """What one token moves under a placement."""
+    """What a token moves and attends to under a placement.
 
-    host_read_bytes: int  # weights read from RAM for one token
-    gpu_read_bytes: tuple[int, ...]
-    host_cache_bytes: int  # cache at full n_ctx, by where it lives
-    gpu_cache_bytes: tuple[int, ...]
-    disk_read_bytes: int  # weights beyond the RAM budget, read again for every token
-    streamed_bytes: int  # CPU-resident weights sent to a GPU for a prefill of one ubatch
-    handovers: int  # times the graph crosses from one device to another
-    host_attention_width: int  # query elements, summed over layers whose cache is on the host
-    flops_per_token: float
+    Widths are query elements, summed over the layers whose cache is on that side; windowed layers
+    see no more than `window` cells.
+    """
+
+    host: Reads
+    gpus: tuple[Reads, ...]
+    host_width: int
+    gpu_width: int
+    host_window_width: int = 0
+    gpu_window_width: int = 0
+    window: int = 0
+    host_layers: float = 1.0  # share of the layers that compute on the host
+    disk_read_bytes: int = 0  # weights beyond the RAM budget, read again for every token
+    streamed_bytes: int = 0  # CPU-resident weights sent to a GPU for a prefill of one ubatch
+    handovers: int = 0  # times the graph crosses from one device to another
+
+    @property
+    def host_read_bytes(self) -> int:
+        return self.host.total_bytes
 
 
-def rates_of(machine: Machine) -> Rates:
-    """The rates of a machine from its table figures; unknown ones are marked by `basis`."""
-    known = machine.ram.bandwidth_bytes_s is not None and all(
-        gpu.bandwidth_bytes_s is not None and gpu.link_bytes_s is not None for gpu in machine.gpus
-    )
-    cores = machine.cpu.physical_cores or machine.cpu.logical_cores
-    vram = tuple(
-        (gpu.bandwidth_bytes_s or _ASSUMED_VRAM_BYTES_S) * VRAM_SHARE for gpu in machine.gpus
-    )
-    return Rates(
-        ram_bytes_s=(machine.ram.bandwidth_bytes_s or _ASSUMED_RAM_BYTES_S) * RAM_SHARE,
-        vram_bytes_s=vram,
-        link_bytes_s=tuple(
-            float(gpu.link_bytes_s or _ASSUMED_LINK_BYTES_S) for gpu in machine.gpus
-        ),
-        cpu_flops=cores * CPU_CORE_FLOPS,
-        gpu_flops=tuple(rate * GPU_FLOP_PER_BYTE for rate in vram),
-        basis="table" if known else "unknown",
+def weights_s(reads: Reads, rates: DeviceRates, tokens: float, n_outputs: float) -> float:
+    """Seconds for the products of a step: each byte once, at the rate that `tokens` allow."""
+    return (
+        reads.dense_bytes * rates.dense.at(tokens)
+        + reads.routed_bytes * rates.experts.at(tokens)
+        + reads.output_bytes * rates.output.at(n_outputs)
     )
 
 
-def decode_costs(traffic: Traffic, rates: Rates, fill: float) -> Mapping[str, float]:
-    """Seconds per token by what bounds them, with the cache `fill` full (0…1)."""
-    cache_rate = rates.ram_bytes_s * CPU_ATTENTION_SHARE
+def decode_costs(
+    traffic: Traffic, rates: Rates, settings: EngineSettings, depth: float, n_sequences: int = 1
+) -> Mapping[str, float]:
+    """Seconds of a decode step by what bounds them: one token for each of `n_sequences`, each
+    with `depth` cells in use."""
+    host = weights_s(traffic.host, rates.host, n_sequences, n_sequences)
     vram = sum(
-        (weights + fill * cache) / rate
-        for weights, cache, rate in zip(
-            traffic.gpu_read_bytes, traffic.gpu_cache_bytes, rates.vram_bytes_s, strict=True
-        )
+        weights_s(reads, gpu, n_sequences, n_sequences)
+        for reads, gpu in zip(traffic.gpus, rates.gpus, strict=True)
     )
     return {
-        "ram-bandwidth": traffic.host_read_bytes / rates.ram_bytes_s
-        + fill * traffic.host_cache_bytes / cache_rate,
+        _host_bound(traffic, rates, host): host,
         "vram-bandwidth": vram,
-        "disk": traffic.disk_read_bytes / DISK_BYTES_S,
+        "attention": n_sequences
+        * _decode_attention_s(traffic, rates, settings, depth, n_sequences),
+        "disk": traffic.disk_read_bytes / rates.disk_bytes_s,
         "handover": traffic.handovers * HANDOVER_S,
+        "overhead": rates.step_s
+        + n_sequences * rates.sequence_s
+        + _rest_s(traffic, rates, steps=1, tokens=n_sequences),
     }
+
+
+def _host_bound(traffic: Traffic, rates: Rates, seconds: float) -> str:
+    at_full_rate = traffic.host_read_bytes / rates.host.bytes_s
+    return "cpu-compute" if at_full_rate < _BANDWIDTH_BOUND * seconds else "ram-bandwidth"
+
+
+def _decode_attention_s(
+    traffic: Traffic, rates: Rates, settings: EngineSettings, depth: float, n_sequences: int
+) -> float:
+    """Seconds for one token. In a unified cache it also passes over the cells of the others, whom
+    the mask hides."""
+    host = rates.host.attention[settings.type_k]
+    hidden = depth * (n_sequences - 1) if settings.kv_unified else 0.0
+    seconds = _seen_s(
+        traffic.host_width, traffic.host_window_width, traffic.window, depth, host.decode_s
+    )
+    seconds += (traffic.host_width + traffic.host_window_width) * hidden * host.hidden_s
+    if rates.gpus:
+        gpu = rates.gpus[0].attention[settings.type_k]
+        seconds += _seen_s(
+            traffic.gpu_width, traffic.gpu_window_width, traffic.window, depth, gpu.decode_s
+        )
+        seconds += (traffic.gpu_width + traffic.gpu_window_width) * hidden * gpu.hidden_s
+    return seconds
+
+
+def _seen_s(
+    width: int, window_width: int, window: int, depth: float, cost: Callable[[float], float]
+) -> float:
+    """Seconds of one token's attention to the cells it sees."""
+    windowed = min(depth, window) if window else depth
+    return width * cost(depth) + window_width * cost(windowed)
+
+
+def _rest_s(traffic: Traffic, rates: Rates, *, steps: float, tokens: float) -> float:
+    """Norms, activations, positions: a cost for each step and one for each token."""
+    host, share = rates.host, traffic.host_layers
+    seconds = share * (steps * host.step_s + tokens * host.token_s)
+    if rates.gpus:
+        gpu = rates.gpus[0]
+        seconds += (1 - share) * (steps * gpu.step_s + tokens * gpu.token_s)
+    return seconds
 
 
 def prefill_costs(
-    traffic: Traffic, rates: Rates, settings: EngineSettings, workload: Workload, depth: float
+    traffic: Traffic,
+    rates: Rates,
+    settings: EngineSettings,
+    tokens: int,
+    depth: float,
 ) -> Mapping[str, float]:
-    """Seconds for `workload.prompt_tokens`, by what bounds them, at `depth` cells in use."""
-    tokens = workload.prompt_tokens
-    n_ubatches = -(-tokens // settings.n_ubatch)
-    all_read = traffic.host_read_bytes + sum(traffic.gpu_read_bytes)
-    host_share = traffic.host_read_bytes / max(1, all_read)
-    attention = 4.0 * tokens * depth * traffic.host_attention_width
-    flops = traffic.flops_per_token * tokens
-    streams = (
-        settings.op_offload
-        and rates.gpu_flops
-        and min(tokens, settings.n_ubatch) >= settings.op_offload_min_batch
+    """Seconds for a prompt of `tokens`, by what bounds them, at `depth` cells in use on average."""
+    n_ubatch = max(1, min(tokens, settings.n_ubatch))
+    whole, rest = divmod(tokens, n_ubatch)
+    chunks = [(whole, n_ubatch)] + ([(1, rest)] if rest else [])
+    link = compute = 0.0
+    for count, size in chunks:
+        seconds, streamed = _chunk_s(traffic, rates, settings, size)
+        compute += count * seconds
+        link += count * streamed
+    compute += traffic.host.output_bytes * rates.host.output.at(1)
+    compute += sum(
+        reads.output_bytes * gpu.output.at(1)
+        for reads, gpu in zip(traffic.gpus, rates.gpus, strict=True)
     )
-    if streams:
-        link = n_ubatches * traffic.streamed_bytes / max(rates.link_bytes_s)
-        host_flops, gpu_flops = 0.0, flops
-    else:
-        link = 0.0
-        host_flops, gpu_flops = flops * host_share, flops * (1 - host_share)
+    n_steps = whole + bool(rest)
     return {
-        "compute": (host_flops + attention) / rates.cpu_flops
-        + (gpu_flops / max(rates.gpu_flops) if rates.gpu_flops else 0.0),
+        "compute": compute,
+        "attention": tokens * _prefill_attention_s(traffic, rates, settings, depth, n_ubatch),
         "link": link,
-        "disk": n_ubatches * traffic.disk_read_bytes / DISK_BYTES_S,
+        "disk": n_steps * traffic.disk_read_bytes / rates.disk_bytes_s,
+        "overhead": n_steps * rates.step_s + _rest_s(traffic, rates, steps=n_steps, tokens=tokens),
     }
+
+
+def _chunk_s(
+    traffic: Traffic, rates: Rates, settings: EngineSettings, tokens: int
+) -> tuple[float, float]:
+    """Seconds of the products of one ubatch, and of sending weights for it over the link.
+
+    From `op_offload_min_batch` tokens on the engine computes host weights on a GPU; the copy and
+    the product do not overlap (ggml_backend_tensor_copy is synchronous for host sources).
+    """
+    gpus = sum(
+        weights_s(_layers(reads), gpu, tokens, 0)
+        for reads, gpu in zip(traffic.gpus, rates.gpus, strict=True)
+    )
+    streams = settings.op_offload and bool(rates.gpus) and tokens >= settings.op_offload_min_batch
+    if not streams:
+        return gpus + weights_s(_layers(traffic.host), rates.host, tokens, 0), 0.0
+    fastest = max(range(len(rates.gpus)), key=lambda index: rates.link_bytes_s[index])
+    there = weights_s(_layers(traffic.host), rates.gpus[fastest], tokens, 0)
+    return gpus + there, traffic.streamed_bytes / rates.link_bytes_s[fastest]
+
+
+def _layers(reads: Reads) -> Reads:
+    """Without the output matrix, which a prompt needs once and not for each token."""
+    return Reads(dense_bytes=reads.dense_bytes, routed_bytes=reads.routed_bytes)
+
+
+def _prefill_attention_s(
+    traffic: Traffic, rates: Rates, settings: EngineSettings, depth: float, n_ubatch: int
+) -> float:
+    """Seconds for one token of a prompt."""
+    if n_ubatch < _TILE_TOKENS:
+        return _decode_attention_s(traffic, rates, settings, depth, 1)
+    host = rates.host.attention[settings.type_k].prefill_s
+    seconds = _seen_s(traffic.host_width, traffic.host_window_width, traffic.window, depth, host)
+    if rates.gpus:
+        gpu = rates.gpus[0].attention[settings.type_k].prefill_s
+        seconds += _seen_s(traffic.gpu_width, traffic.gpu_window_width, traffic.window, depth, gpu)
+    return seconds
+
+
+# ---- what is asked of it
 
 
 def turn_s(traffic: Traffic, rates: Rates, settings: EngineSettings, workload: Workload) -> float:
@@ -135,32 +213,39 @@ def turn_s(traffic: Traffic, rates: Rates, settings: EngineSettings, workload: W
     This is what a placement for `chat` minimises.
     """
     depth = settings.n_ctx / settings.n_seq_max / 2
-    prefill = sum(prefill_costs(traffic, rates, settings, workload, depth).values())
-    decode = sum(decode_costs(traffic, rates, 0.5).values())
+    prefill = sum(prefill_costs(traffic, rates, settings, workload.prompt_tokens, depth).values())
+    decode = sum(decode_costs(traffic, rates, settings, depth).values())
     return prefill + workload.output_tokens * decode
 
 
 def predict(
     traffic: Traffic, rates: Rates, settings: EngineSettings, workload: Workload
 ) -> Prediction:
-    """Speed at the start of a conversation. Without bandwidths there is no figure to give."""
-    decode = decode_costs(traffic, rates, 0.0)
+    """Speed of a first prompt and of the answer to it. Without bandwidths there is no figure."""
+    prompt = workload.prompt_tokens
+    costs = decode_costs(traffic, rates, settings, prompt)
+    bound_by = max(costs, key=lambda cause: costs[cause])
     if rates.basis == "unknown":
         return Prediction(
-            decode_tok_s=None,
-            prefill_tok_s=None,
-            ttft_s=None,
-            bound_by=max(decode, key=lambda cause: decode[cause]),
-            basis="unknown",
+            decode_tok_s=None, prefill_tok_s=None, ttft_s=None, bound_by=bound_by, basis="unknown"
         )
-    prefill = sum(
-        prefill_costs(traffic, rates, settings, workload, workload.prompt_tokens / 2).values()
-    )
-    decode_s = sum(decode.values())
+    prefill = sum(prefill_costs(traffic, rates, settings, prompt, prompt / 2).values())
+    decode = sum(costs.values())
     return Prediction(
-        decode_tok_s=1 / decode_s,
-        prefill_tok_s=workload.prompt_tokens / prefill,
-        ttft_s=prefill + decode_s,
-        bound_by=max(decode, key=lambda cause: decode[cause]),
+        decode_tok_s=1 / decode,
+        prefill_tok_s=prompt / prefill,
+        ttft_s=prefill + decode,
+        bound_by=bound_by,
         basis=rates.basis,
+        jobs_per_hour=_jobs_per_hour(traffic, rates, settings, workload, prefill),
     )
+
+
+def _jobs_per_hour(
+    traffic: Traffic, rates: Rates, settings: EngineSettings, workload: Workload, prefill_s: float
+) -> float:
+    """Prompts and answers of the workload's lengths, with as many sequences at once as planned."""
+    n = settings.n_seq_max
+    depth = workload.prompt_tokens + workload.output_tokens / 2
+    step = sum(decode_costs(traffic, rates, settings, depth, n).values())
+    return 3600 * n / (n * prefill_s + workload.output_tokens * step)

@@ -191,14 +191,26 @@ class DevicePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lever:
+    """Something that would make decode faster, and how fast it would then be."""
+
+    what: str
+    decode_tok_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """Speed, from bytes moved and bandwidths; `basis` says what the bandwidths rest on."""
 
     decode_tok_s: float | None
     prefill_tok_s: float | None
     ttft_s: float | None
-    bound_by: str  # `ram-bandwidth`, `vram-bandwidth`, `link`, `disk`, `compute`, `unknown`
+    # `ram-bandwidth`, `cpu-compute`, `vram-bandwidth`, `attention`, `disk`, `handover`, `overhead`
+    bound_by: str
     basis: Literal["measured", "table", "unknown"]
+    jobs_per_hour: float | None = None  # prompts and answers of the workload's lengths
+    load_s: float | None = None  # from the disk, where its rate was measured
+    levers: tuple[Lever, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

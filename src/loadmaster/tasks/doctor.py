@@ -13,9 +13,14 @@ from loadmaster.errors import LoadmasterError
 from loadmaster.machine import nvidia
 from loadmaster.machine.detect import detect_machine
 from loadmaster.machine.host import Host, this_host
+from loadmaster.machine.measurements import Measurements
+from loadmaster.machine.target import for_target
 from loadmaster.machine.types import Confinement, Machine
 from loadmaster.schema import to_json
+from loadmaster.settings import HOME, data_folder
 from loadmaster.tasks.advice import Advice, Obstacles, advise
+from loadmaster.tasks.measured import keep, with_measurements
+from loadmaster.tasks.measuring import measure_machine
 
 SCHEMA_VERSION = 1
 # Without an engine, a worker of the fake backend shows which confinements are granted.
@@ -73,6 +78,8 @@ def examine(
     installed = installed or find_installed()
     ask = ask or ask_worker
     machine = detect_machine(host)
+    if installed.used_id is not None:
+        machine = with_measurements(machine, installed.used_id)
     answers = [(build, ask(build, machine)) for build in installed.builds]
     confinements = next((a.confinements for _, a in answers if a.confinements), None)
     if confinements is None:
@@ -90,6 +97,26 @@ def examine(
             toolchain.mend_command,
         ),
     )
+
+
+def measure(report: Callable[[str], None]) -> Measurements:
+    """Time this machine with the engine in use, and keep the figures for every later plan.
+
+    Raises:
+        EngineMissingError: no engine is built.
+        LoadmasterError: the figures cannot be kept.
+    """
+    build = builds.find_build()
+    machine = for_target(detect_machine(), build.target)
+    measured = measure_machine(build, machine, data_folder(), report=report)
+    try:
+        keep(machine, build.id, measured)
+    except OSError as error:
+        raise LoadmasterError(
+            f"the measurements cannot be kept in `{data_folder()}`: {error.strerror}",
+            hint=f"make room there, or set {HOME.name} to another folder",
+        ) from None
+    return measured
 
 
 def diagnosis_json(diagnosis: Diagnosis) -> dict[str, object]:

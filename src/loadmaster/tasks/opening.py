@@ -23,10 +23,11 @@ from loadmaster.plan.codec import plan_from_json
 from loadmaster.plan.types import CPU, DoesNotFit, Plan, Workload
 from loadmaster.tasks import calibration
 from loadmaster.tasks.chat import Chat
+from loadmaster.tasks.locating import Located, check_has_weights, locate, locate_header
+from loadmaster.tasks.measured import with_measurements
 from loadmaster.tasks.planning import (
     PlanOptions,
     PlanRequest,
-    model_path,
     plan_model,
     read_adapter,
     require_plan,
@@ -53,10 +54,13 @@ def find_engine(backend: str) -> EngineBuild | None:
 class Planner:
     """One model on one machine; plans it as often as needed, under fewer bytes each time."""
 
-    def __init__(self, model: str, options: PlanOptions) -> None:
+    def __init__(self, model: str, options: PlanOptions, *, header_only: bool = False) -> None:
+        """`header_only`: a model that is elsewhere will do; such a plan cannot be opened."""
         self.options = options
         self.build = find_engine(options.backend)
-        spec = read_model(model_path(model))
+        located = locate_header(model) if header_only else Located(model=read_model(locate(model)))
+        spec = located.model
+        self._notes = located.notes
         machine = self._machine()
         adapters = tuple(read_adapter(path, scale) for path, scale in options.adapters)
         self.request = PlanRequest(
@@ -65,7 +69,9 @@ class Planner:
             workload=options.workload,
             budget=make_budget(machine, options.vram, options.ram),
             knobs=replace(options.knobs, adapters=adapters),
-            overheads=calibration.calibrated_overheads(self.build_id, machine.gpus),
+            overheads=calibration.calibrated_overheads(
+                self.build_id, machine.gpus, line_editor=options.line_editor
+            ),
         )
 
     @property
@@ -75,8 +81,10 @@ class Planner:
     def _machine(self) -> Machine:
         if self.options.machine is not None:
             return load_profile(self.options.machine)
-        machine = detect_machine()
-        return for_target(machine, self.build.target) if self.build else machine
+        machine = _machine_beside(process_memory().own_bytes)
+        if self.build is None:
+            return machine
+        return with_measurements(for_target(machine, self.build.target), self.build.id)
 
     def plan(self) -> Plan | DoesNotFit:
         """The fastest placement inside the budget, or the closest miss."""
@@ -95,6 +103,12 @@ class Planner:
         return outcome
 
     def _plan(self, request: PlanRequest) -> Plan | DoesNotFit:
+        outcome = self._sized(request)
+        if isinstance(outcome, Plan):
+            return replace(outcome, notes=(*self._notes, *outcome.notes))
+        return outcome
+
+    def _sized(self, request: PlanRequest) -> Plan | DoesNotFit:
         if self.build is None:
             return plan_model(request, None)
         devices = virtual_devices(request.machine)
@@ -181,7 +195,7 @@ class _Parts:
         return Opening(
             start_engine=self._start_engine,
             parent_bytes=self._parent_bytes,
-            free_bytes=_free_now(),
+            free_bytes=_free_beside(self._parent_bytes()),
             replan=self.planner.smaller if self.planner else None,
         )
 
@@ -200,9 +214,23 @@ class _Parts:
         return Bytes(process_memory().own_bytes + helpers)
 
 
-def _free_now() -> Callable[[str], Bytes | None]:
-    """What devices have free at this moment, by id."""
+def _machine_beside(ours_bytes: Bytes) -> Machine:
+    """This machine as it is without us: the RAM cap is for the process total, ours included."""
     machine = detect_machine()
+    ram = machine.ram
+    available = min(ram.total_bytes, ram.available_bytes + ours_bytes)
+    used = None if ram.cgroup_used_bytes is None else max(0, ram.cgroup_used_bytes - ours_bytes)
+    beside = replace(
+        ram,
+        available_bytes=Bytes(available),
+        cgroup_used_bytes=None if used is None else Bytes(used),
+    )
+    return replace(machine, ram=beside)
+
+
+def _free_beside(ours_bytes: Bytes) -> Callable[[str], Bytes | None]:
+    """What devices have free at this moment beside us, by id."""
+    machine = _machine_beside(ours_bytes)
     free = {gpu.id: gpu.free_bytes for gpu in machine.gpus}
     return {**free, CPU: machine.ram.free_bytes}.get
 
@@ -241,6 +269,7 @@ def open_plan_file(file: Path, options: PlanOptions, progress: Progress) -> Open
             hint="make another plan with `loadmaster plan MODEL … --json`",
         )
     paths = [Path(path) for path in plan.model_files]
+    check_has_weights(paths[0])
     check_unchanged(paths, plan.model_stamp)
     parts = _Parts(
         backend=options.backend,

@@ -58,6 +58,8 @@ class PlanOptions:
     workload: Workload = field(default_factory=Workload)
     knobs: Knobs = field(default_factory=Knobs)
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA file and scale
+    # The command reads lines from a terminal: not of the placement, but of the RAM it takes.
+    line_editor: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +116,13 @@ def read_adapter(path: str, scale: float) -> Adapter:
     return Adapter(path=str(file.resolve()), scale=scale, size_bytes=Bytes(file.stat().st_size))
 
 
-def plan_model(request: PlanRequest, sizer: Sizes | None) -> Plan | DoesNotFit:
+def plan_model(
+    request: PlanRequest, sizer: Sizes | None, *, alternatives: bool = True
+) -> Plan | DoesNotFit:
     """Ask the planner; where it needs the engine's figures, ask the engine, and again.
 
     Without a sizer (no engine is built) compute buffers are bounds, and the plan says so.
+    `alternatives` false leaves the neighbouring plans out, which take most of the time.
 
     Raises:
         UsageError: the request contradicts the model.
@@ -128,7 +133,7 @@ def plan_model(request: PlanRequest, sizer: Sizes | None) -> Plan | DoesNotFit:
     sizes: dict[EngineSettings, Sizing | SizingFailure] | None = None if sizer is None else {}
     steps = planning(
         request.machine, request.model, request.workload, request.budget, knobs,
-        request.overheads, sizes, stamp=model_stamp(request.model),
+        request.overheads, sizes, stamp=model_stamp(request.model), alternatives=alternatives,
     )  # fmt: skip
     try:
         while True:

@@ -33,3 +33,16 @@ class Silent:
 
     def finish(self) -> None:
         """Nothing was shown."""
+
+
+class TransferProgress(Protocol):
+    """A watcher of a download."""
+
+    def say(self, line: str) -> None:
+        """One line about a decision."""
+
+    def fetching(self, label: str, done_bytes: int, total_bytes: int | None) -> None:
+        """So much of a file is here; the total may be unknown."""
+
+    def verifying(self, label: str, done_bytes: int, total_bytes: int) -> None:
+        """So much of a file has been read for its digest."""

@@ -1,5 +1,6 @@
 """`loadmaster chat`: a conversation with a model."""
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -40,7 +41,8 @@ def command(model: str, as_json: bool, quiet: bool, debug: bool, **given: Any) -
         system=given["system"],
         raw=given["raw"],
     )
-    with open_model(model, read_plan_options(given), progress) as opened:
+    options = replace(read_plan_options(given), line_editor=True)
+    with open_model(model, options, progress) as opened:
         _greet(opened, progress, raw=given["raw"])
         chat = Chat(opened.session, opened.template, Conversation(settings))
         Repl(

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
+from loadmaster.interfaces.cli.measured import measured_text
 from loadmaster.interfaces.cli.options import common_options
+from loadmaster.interfaces.cli.progress import TerminalProgress
 from loadmaster.interfaces.cli.render import table
 from loadmaster.machine.profiles import save_profile
 from loadmaster.machine.types import Gpu, Machine, Ram
-from loadmaster.tasks.doctor import Diagnosis, EngineState, diagnosis_json, examine
+from loadmaster.tasks.doctor import Diagnosis, EngineState, diagnosis_json, examine, measure
 from loadmaster.units import format_size
 
 Rows = list[tuple[str, ...]]
@@ -24,12 +26,23 @@ Rows = list[tuple[str, ...]]
     metavar="FILE",
     help="Write this machine as a profile for `plan --machine FILE`.",
 )
+@click.option(
+    "--measure",
+    "measured",
+    is_flag=True,
+    help="Time memory, link, disk and the engine's kernels (20 s); later plans use the figures.",
+)
 @common_options
-def doctor(save_machine: Path | None, as_json: bool, quiet: bool, debug: bool) -> None:
+def doctor(
+    save_machine: Path | None, measured: bool, as_json: bool, quiet: bool, debug: bool
+) -> None:
     """Show this machine, its engines, and what limits them.
 
     Findings are no failures: the exit code is 0 whatever is found.
     """
+    if measured:
+        progress = TerminalProgress(quiet=quiet or as_json)
+        measure(lambda what: progress.say(f"measuring {what}"))
     diagnosis = examine()
     if save_machine is not None:
         save_profile(
@@ -68,6 +81,8 @@ def diagnosis_text(diagnosis: Diagnosis) -> str:
         ("confinement of workers", _confinement_rows(machine)),
     ]
     blocks = [_block(title, table(rows)) for title, rows in sections if rows]
+    if machine.measured:
+        blocks.append(_block("measured", measured_text(machine.measured)))
     if machine.warnings:
         blocks.append(_block("not found out", _list(machine.warnings)))
     lines = [

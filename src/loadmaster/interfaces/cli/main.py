@@ -18,10 +18,12 @@ from loadmaster.errors import UsageError
 from loadmaster.interfaces.cli.failure import INTERRUPTED_EXIT_CODE, Failure, describe
 
 COMMANDS = {
+    "bench": ("loadmaster.interfaces.cli.bench", "Measure speed under the plan."),
     "chat": ("loadmaster.interfaces.cli.chat", "Talk to a model, inside a memory budget."),
     "doctor": ("loadmaster.interfaces.cli.doctor", "Show this machine and what limits it."),
     "engine": ("loadmaster.interfaces.cli.engine", "Build, list, test and choose engines."),
     "plan": ("loadmaster.interfaces.cli.plan", "Show what would go where, without loading it."),
+    "pull": ("loadmaster.interfaces.cli.pull", "Download a model, verified and resumable."),
     "run": ("loadmaster.interfaces.cli.run", "Answer one prompt, inside a memory budget."),
 }
 

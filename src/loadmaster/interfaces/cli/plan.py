@@ -1,36 +1,122 @@
 """`loadmaster plan`: what would go where, without loading it."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import click
 
+from loadmaster.errors import UsageError
 from loadmaster.interfaces.cli import render
 from loadmaster.interfaces.cli.options import common_options, plan_options, read_plan_options
 from loadmaster.plan.codec import plan_to_json
+from loadmaster.plan.compare import Limits
 from loadmaster.tasks.opening import Planner
-from loadmaster.tasks.planning import require_plan
+from loadmaster.tasks.planning import PlanOptions, require_plan
 
 
 @click.command("plan")
-@click.argument("model")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @plan_options
 @click.option(
     "--machine",
     metavar="NAME|FILE",
     help="Plan for another machine: a shipped profile, or one that `doctor` wrote.",
 )
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of the prompt that TTFT and prefill are predicted for; default: 512.",
+)
+@click.option(
+    "--compare",
+    "comparing",
+    is_flag=True,
+    help="Plan every quantization of the models, and say which are beaten by another.",
+)
+@click.option(
+    "--goal",
+    type=click.Choice(["quality", "speed", "context"]),
+    help="With --compare: what the answer is to be best at; default: quality.",
+)
+@click.option(
+    "--min-speed",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="With --compare: no fewer tok/s of decode.",
+)
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(min=0),
+    metavar="X",
+    help="With --compare: no higher KL divergence.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False),
+    metavar="FILE.svg",
+    help="With --compare: write the scatter plot as SVG too.",
+)
 @common_options
-def command(model: str, as_json: bool, quiet: bool, debug: bool, **given: Any) -> None:
+def command(models: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **given: Any) -> None:
     """Show what would go where, without loading it.
 
-    MODEL is a GGUF file, or `demo` for the packaged model. Every line of the ledger says where its
-    figure is from: `header` and `engine` are exact, `calibrated` was measured here, `bound` is a
-    conservative bound. Exit code 3: nothing fits.
+    MODEL is a GGUF file, `demo` for the packaged model, `hf:owner/repo:Q4_K_M`, an `https://` URL,
+    `ollama:name:tag`, or a shape without any file, `shape:llama-3-70b@Q4_K_M`. Of a model that is
+    not on this machine only the header is read.
+
+    Every line of the ledger says where its figure is from: `header` and `engine` are exact,
+    `calibrated` was measured here, `bound` is a conservative bound. Exit code 3: nothing fits.
+
+    With --compare, MODEL may be given several times and may be a folder or a repository: each of
+    its files is planned, with an f16 and a q8_0 cache.
     """
-    planner = Planner(model, read_plan_options(given))
+    options = _with_prompt(read_plan_options(given), given["prompt_tokens"])
+    if given["comparing"]:
+        _compare(models, options, given, as_json=as_json, quiet=quiet)
+        return
+    _refuse_comparing(models, given)
+    planner = Planner(models[0], options, header_only=True)
     plan = require_plan(planner.plan())
     if as_json:
         click.echo(json.dumps(plan_to_json(plan), ensure_ascii=False, indent=1))
         return
     click.echo(render.plan_text(plan))
+
+
+def _with_prompt(options: PlanOptions, prompt_tokens: int | None) -> PlanOptions:
+    if prompt_tokens is None:
+        return options
+    return replace(options, workload=replace(options.workload, prompt_tokens=prompt_tokens))
+
+
+def _compare(
+    models: tuple[str, ...],
+    options: PlanOptions,
+    given: dict[str, Any],
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from loadmaster.interfaces.cli import compare
+
+    limits = Limits(
+        goal=given["goal"] or "quality", min_speed=given["min_speed"], max_kl=given["max_kl"]
+    )
+    compare.run(models, options, limits, plot=given["plot"], as_json=as_json, quiet=quiet)
+
+
+def _refuse_comparing(models: tuple[str, ...], given: dict[str, Any]) -> None:
+    """Options of a comparison, or several models, without `--compare`."""
+    if len(models) > 1:
+        raise UsageError(
+            f"{len(models)} models, and a plan is of one",
+            hint="`--compare` plans them side by side",
+        )
+    for name in ("goal", "min_speed", "max_kl", "plot"):
+        if given[name] is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"`{flag}` chooses between plans", hint=f"`--compare {flag} …` makes them"
+            )

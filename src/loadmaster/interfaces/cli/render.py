@@ -134,7 +134,16 @@ def prediction_text(predicted: Prediction) -> str:
         "table": "from a table of bandwidths, not measured here",
         "unknown": "from unknown bandwidths",
     }[predicted.basis]
-    return f"predicted: {speeds}; decode is bound by {predicted.bound_by}; {basis}"
+    first = f"predicted: {speeds}; decode is bound by {predicted.bound_by}; {basis}"
+    return "\n".join([first, *_levers(predicted)])
+
+
+def _levers(predicted: Prediction) -> list[str]:
+    """What would make decode faster."""
+    if not predicted.levers:
+        return []
+    rows = [(lever.what, f"{_figure(lever.decode_tok_s)} tok/s") for lever in predicted.levers]
+    return ["what would change decode", table(rows, right={1})]
 
 
 def _speeds(predicted: Prediction) -> str:
@@ -142,6 +151,8 @@ def _speeds(predicted: Prediction) -> str:
         ("decode", predicted.decode_tok_s, "tok/s"),
         ("prefill", predicted.prefill_tok_s, "tok/s"),
         ("TTFT", predicted.ttft_s, "s"),
+        ("load", predicted.load_s, "s"),
+        ("jobs", predicted.jobs_per_hour, "per hour"),
     )
     return " · ".join(
         f"{name} {_figure(value)} {unit}" for name, value, unit in figures if value is not None
@@ -221,5 +232,8 @@ def done_line(done: DoneEvent, predicted: Prediction) -> str:
         parts.append(f"decode {done.n_generated / done.decode_s:.1f} tok/s")
     parts.append(f"{done.n_generated} tokens")
     if predicted.decode_tok_s is not None:
-        parts.append(f"predicted decode {_figure(predicted.decode_tok_s)} tok/s")
+        speeds = [f"decode {_figure(predicted.decode_tok_s)}"]
+        if predicted.prefill_tok_s is not None:
+            speeds.insert(0, f"prefill {_figure(predicted.prefill_tok_s)}")
+        parts.append(f"predicted {', '.join(speeds)} tok/s ({predicted.basis})")
     return " · ".join(parts)

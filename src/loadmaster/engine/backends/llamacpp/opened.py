@@ -10,6 +10,7 @@ from loadmaster.errors import EngineError, EngineRefusedError
 from loadmaster.plan.types import BufferSizes, EngineSettings
 
 _NO_TOKEN = -1
+_NO_VOCABULARY = 0  # LLAMA_VOCAB_TYPE_NONE: the engine asserts when such a model is asked for text
 _PIECE_BYTES = 256
 
 
@@ -25,6 +26,7 @@ class OpenModel:
         self.context = 0
         self.vocab = self._api.llama_model_get_vocab(model)
         self.n_vocab: int = self._api.llama_vocab_n_tokens(self.vocab)
+        self._has_text = self._api.llama_vocab_type(self.vocab) != _NO_VOCABULARY
         self._n_swa: int = 0 if settings.swa_full else self._api.llama_model_n_swa(model)
         self._recurrent = bool(
             self._api.llama_model_is_recurrent(model) or self._api.llama_model_is_hybrid(model)
@@ -92,7 +94,9 @@ class OpenModel:
         return text.decode("utf-8", "replace")
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token; none for a control token."""
+        """The bytes of a token; none for a control token, or without a vocabulary."""
+        if not self._has_text:
+            return b""
         buffer = c.create_string_buffer(_PIECE_BYTES)
         read = self._api.llama_token_to_piece
         n = read(self.vocab, token, buffer, len(buffer), 0, False)
@@ -116,6 +120,11 @@ class OpenModel:
         return max(0, int(self._api.llama_vocab_bos(self.vocab)))
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        if not self._has_text:
+            raise EngineRefusedError(
+                "the model has no vocabulary: it takes tokens, not text",
+                hint="use a file with a tokenizer; `no_vocab` files are for sizing",
+            )
         raw = text.encode()
         tokens = (c.c_int32 * (len(raw) + 8))()
         arguments = (self.vocab, raw, len(raw), tokens, len(tokens), add_special, parse_special)

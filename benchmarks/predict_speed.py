@@ -1,0 +1,291 @@
+"""Is the predicted speed true? Random-weight models on this machine, measured beside predicted.
+
+    python -m benchmarks.predict_speed [--threads N] [--measurements FILE] [--keep]
+
+The constants are those of `doctor --measure`: bare kernels on 2048 × 4096 matrices, and a probe of
+two layers for the cost of a step. The figures are of other shapes: whole models of 0.3 to 4 GiB,
+dense and MoE, at positions 0 to 4k, with 1 to 16 sequences. Steps are timed one by one in the
+worker; a figure is the median of its steps. A timing counts when nothing else had the processors
+meanwhile, or when its steps are all alike; else it is repeated, for `--patience` seconds in all. The
+last line is one JSON object.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gguf_writer import write_random
+from benchmarks.quiet import Quiet
+from benchmarks.shapes import build
+from loadmaster import settings
+from loadmaster.engine.builds import find_build
+from loadmaster.engine.process import Engine
+from loadmaster.engine.timing import TimeSteps
+from loadmaster.engine.types import EngineBuild
+from loadmaster.machine.detect import detect_machine
+from loadmaster.machine.measurements import Measurements
+from loadmaster.machine.types import Machine
+from loadmaster.model.source import read_model
+from loadmaster.model.types import ModelSpec
+from loadmaster.plan.budget import make_budget
+from loadmaster.plan.forecast import Forecast, forecast
+from loadmaster.plan.overhead import default_overheads
+from loadmaster.plan.planner import make_plan
+from loadmaster.plan.types import Knobs, Plan, Workload
+from loadmaster.schema import from_json, to_json
+from loadmaster.tasks.bench import load_plan
+from loadmaster.tasks.measuring import measure_machine
+
+PROMPT_TOKENS = 512
+N_STEPS = 16
+MANY_DEPTH = 64
+SEQUENCES = (2, 4, 8, 16)
+MOST_SPREAD = 1.1  # median over least of the decode steps of a timing that counts
+KEEP_BYTES = 1 << 30  # larger files are removed after use
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A model to measure; none of its matrices has the size that the constants are from."""
+
+    name: str
+    base: str
+    quant: str
+    depths: tuple[int, ...]
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+def _llama(name: str, quant: str, depths: Sequence[int], **changes: Any) -> Case:
+    return Case(name=name, base="llama-8b", quant=quant, depths=tuple(depths), changes=changes)
+
+
+_SMALL = {"n_layer": 16, "n_embd": 1536, "n_head": 12, "n_head_kv": 4, "n_ff": 4608}
+_WIDE = {"n_layer": 10, "n_embd": 3072, "n_head": 24, "n_head_kv": 8, "n_ff": 8192}
+_VOCAB = {"n_vocab": 32000, "rope_freqs": False}
+CASES = (
+    _llama("0.3 GiB q4_K", "q4_K", (0, 1024, 4096), **_SMALL, **_VOCAB),
+    _llama("0.5 GiB q8_0", "q8_0", (0, 1024, 4096), **_SMALL, **_VOCAB),
+    _llama("0.7 GiB q4_K", "q4_K", (0, 512, 2048), **_WIDE, **_VOCAB),
+    _llama("1.0 GiB f16", "f16", (0, 1024, 4096), **_SMALL, **_VOCAB),
+    _llama("1.3 GiB q8_0", "q8_0", (0, 2048), **_WIDE, **_VOCAB),
+    _llama("2.5 GiB f16", "f16", (0, 1024), **_WIDE, **_VOCAB),
+    _llama("4.0 GiB q8_0", "q8_0", (0, 512), **{**_WIDE, "n_layer": 36}, **_VOCAB),
+    Case(name="1.0 GiB q4_K MoE", base="qwen3moe-30b-a3b", quant="q4_K", depths=(0, 1024, 4096),
+         changes={"n_layer": 12, "n_embd": 1280, "n_head": 20, "n_head_kv": 4, "head_dim": 64,
+                  "n_expert": 32, "n_expert_used": 4, "n_ff_exp": 1280, "n_vocab": 32000}),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One figure of one model; seconds of a step, or of a prompt."""
+
+    model: str
+    kind: str  # `decode`, `prefill`, `many`
+    depth: int
+    n_sequences: int
+    measured_s: float
+    predicted_s: float
+
+    @property
+    def error_pct(self) -> float:
+        """Of the predicted rate, in per cent of the measured one."""
+        return 100 * (self.measured_s / self.predicted_s - 1)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure the constants, then every case; 1 when a bound is broken."""
+    arguments = _parser().parse_args(argv)
+    start = time.monotonic()
+    build, machine = find_build(), detect_machine()
+    quiet = Quiet(patience_s=arguments.patience)
+    measured = _measurements(arguments, build, machine, quiet)
+    machine = replace(machine, measured=measured)
+    folder = settings.cache_folder() / "benchmarks" / "predict-speed"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    for case in CASES:
+        if arguments.only and arguments.only not in case.name:
+            continue
+        path = _file(case, folder)
+        model = read_model(path)
+        for row in _rows(case, model, build, machine, arguments.threads, quiet):
+            rows.append(row)
+            print(_line(row), flush=True)
+        if path.stat().st_size > KEEP_BYTES and not arguments.keep:
+            path.unlink()
+    figures = _figures(rows)
+    failed = [name for name, limit in LIMITS.items() if figures.get(name, 0.0) > limit]
+    print(json.dumps({
+        "benchmark": "predict_speed", **figures, "failed": failed,
+        "disturbed": quiet.disturbed, "measure_spread": measured.spread,
+        "models": len({row.model for row in rows}), "figures": len(rows),
+        "measure_s": measured.seconds, "seconds": round(time.monotonic() - start, 1),
+        "engine": build.id, "cpu": machine.cpu.name, "threads": _threads(machine, arguments),
+        "python": platform.python_version(),
+    }))  # fmt: skip
+    return 1 if failed else 0
+
+
+LIMITS = {
+    "decode_median_error_pct": 7.0,
+    "decode_max_error_pct": 15.0,
+    "prefill_median_error_pct": 15.0,
+    "many_median_error_pct": 15.0,
+}
+
+
+def _threads(machine: Machine, arguments: argparse.Namespace) -> int:
+    threads: int | None = arguments.threads
+    return threads or machine.cpu.physical_cores or machine.cpu.logical_cores
+
+
+def _measurements(
+    arguments: argparse.Namespace, build: EngineBuild, machine: Machine, quiet: Quiet
+) -> Measurements:
+    """Taken again while they are disturbed; the worker is a child of its own each time."""
+    if arguments.measurements and arguments.measurements.exists():
+        return from_json(Measurements, json.loads(arguments.measurements.read_text()))
+    threads = _threads(machine, arguments)
+    while True:
+        quiet.wait()
+        measured = measure_machine(build, machine, settings.data_folder(), n_threads=threads)
+        if not measured.disturbed or quiet.patience_s <= 0:
+            break
+    if arguments.measurements:
+        arguments.measurements.write_text(json.dumps(to_json(measured)))
+    return measured
+
+
+def _file(case: Case, folder: Path) -> Path:
+    """The case's file; written once, by a fixed seed."""
+    path = folder / (case.name.replace(" ", "-") + ".gguf")
+    if not path.exists():
+        fresh = path.with_suffix(".part")
+        write_random(fresh, *build(case.base, case.quant, **case.changes))
+        fresh.rename(path)
+    return path
+
+
+def _plan(
+    model: ModelSpec, machine: Machine, threads: int | None, n_ctx: int, n_seq_max: int
+) -> Plan:
+    workload = Workload(n_ctx=n_ctx, n_seq_max=n_seq_max)
+    plan = make_plan(
+        machine, model, workload, make_budget(machine, None, None), Knobs(n_threads=threads),
+        default_overheads(machine.gpus), None, alternatives=False,
+    )  # fmt: skip
+    assert isinstance(plan, Plan), plan
+    return plan
+
+
+def _rows(
+    case: Case,
+    model: ModelSpec,
+    build: EngineBuild,
+    machine: Machine,
+    threads: int | None,
+    quiet: Quiet,
+) -> Iterator[Row]:
+    deepest = max((*case.depths, PROMPT_TOKENS))
+    plan = _plan(model, machine, threads, deepest + N_STEPS, 1)
+    expected = forecast(machine, model, plan.engine)
+    with Engine.start(build) as engine:
+        load_plan(engine, plan)
+        yield from _one(case, engine, expected, quiet)
+    plan = _plan(model, machine, threads, 256, max(SEQUENCES))
+    expected = forecast(machine, model, plan.engine)
+    with Engine.start(build) as engine:
+        load_plan(engine, plan)
+        yield from _many(case, engine, expected, quiet)
+
+
+def _one(case: Case, engine: Engine, expected: Forecast, quiet: Quiet) -> Iterator[Row]:
+    _time(engine, 64, 1)  # touch the memory
+    prompt = _prompt(engine, quiet)
+    yield Row(
+        model=case.name, kind="prefill", depth=0, n_sequences=1,
+        measured_s=sum(prompt), predicted_s=expected.prefill_s(PROMPT_TOKENS),
+    )  # fmt: skip
+    for depth in case.depths:
+        seconds = _time(engine, depth, 1, quiet)
+        chunks, steps = seconds[:-N_STEPS], seconds[-N_STEPS:]
+        yield Row(
+            model=case.name, kind="decode", depth=depth, n_sequences=1,
+            measured_s=statistics.median(steps),
+            predicted_s=expected.decode_s(depth + N_STEPS / 2),
+        )  # fmt: skip
+        if len(chunks) > 2 and quiet.alone:
+            yield Row(
+                model=case.name, kind="prefill", depth=depth - PROMPT_TOKENS, n_sequences=1,
+                measured_s=chunks[-1],
+                predicted_s=expected.prefill_s(PROMPT_TOKENS, depth - PROMPT_TOKENS),
+            )  # fmt: skip
+
+
+def _prompt(engine: Engine, quiet: Quiet) -> tuple[float, ...]:
+    """The chunks of a prompt; there is one step of each kind, so nothing may run beside it."""
+    question = TimeSteps(depth=PROMPT_TOKENS, n_sequences=1, n_steps=0)
+    return quiet.timed(lambda: engine.time(question) or (), lambda: engine.pid)
+
+
+def _many(case: Case, engine: Engine, expected: Forecast, quiet: Quiet) -> Iterator[Row]:
+    for count in SEQUENCES:
+        steps = _time(engine, MANY_DEPTH, count, quiet)[-N_STEPS:]
+        yield Row(
+            model=case.name, kind="many", depth=MANY_DEPTH, n_sequences=count,
+            measured_s=statistics.median(steps),
+            predicted_s=expected.decode_s(MANY_DEPTH + N_STEPS / 2, count),
+        )  # fmt: skip
+
+
+def _time(engine: Engine, depth: int, count: int, quiet: Quiet | None = None) -> tuple[float, ...]:
+    question = TimeSteps(depth=depth, n_sequences=count, n_steps=N_STEPS)
+    if quiet is None:
+        return engine.time(question) or ()
+    return quiet.timed(lambda: engine.time(question) or (), lambda: engine.pid, _steady)
+
+
+def _steady(seconds: tuple[float, ...]) -> bool:
+    """Whether decode steps are all alike: most of them were undisturbed."""
+    steps = seconds[-N_STEPS:]
+    return statistics.median(steps) <= MOST_SPREAD * min(steps)
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row.model:18} {row.kind:8} depth {row.depth:5} × {row.n_sequences:2} "
+        f"measured {row.measured_s * 1e3:8.1f} ms  predicted {row.predicted_s * 1e3:8.1f} ms "
+        f"{row.error_pct:+6.1f} %"
+    )
+
+
+def _figures(rows: Sequence[Row]) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for kind in ("decode", "prefill", "many"):
+        errors = [abs(row.error_pct) for row in rows if row.kind == kind]
+        if errors:
+            figures[f"{kind}_median_error_pct"] = round(statistics.median(errors), 2)
+            figures[f"{kind}_max_error_pct"] = round(max(errors), 2)
+    return figures
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.predict_speed")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: physical cores")
+    parser.add_argument("--measurements", type=Path, help="read the constants here, or keep them")
+    parser.add_argument("--only", help="cases with this in their name")
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds for repetitions")
+    parser.add_argument("--keep", action="store_true", help="keep large model files")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""`loadmaster pull`: download a model, verified, to where every command finds it."""
+
+import json
+import sys
+import time
+from collections import deque
+from typing import TextIO
+
+import click
+
+from loadmaster.interfaces.cli.options import common_options
+from loadmaster.interfaces.cli.progress import bar_line
+from loadmaster.tasks.connections import TransferRules
+from loadmaster.tasks.pull import Pulled, PullOptions, pull
+from loadmaster.units import MIB, format_size
+
+MAX_CONNECTIONS = 16
+_REDRAW_S = 0.2
+_RATE_WINDOW_S = 10.0
+
+
+@click.command("pull")
+@click.argument("model")
+@click.option("--sha256", metavar="HEX", help="The digest that the file must have; for plain URLs.")
+@click.option(
+    "--connections",
+    type=click.IntRange(1, MAX_CONNECTIONS),
+    default=TransferRules().connections,
+    show_default=True,
+    metavar="N",
+    help="Ranges that are fetched at the same time.",
+)
+@common_options
+def command(
+    model: str, sha256: str | None, connections: int, as_json: bool, quiet: bool, debug: bool
+) -> None:
+    """Download a model; an interrupted download goes on where it stopped.
+
+    MODEL is `hf:owner/repo:Q4_K_M`, `hf:owner/repo/file.gguf`, each with `@revision` if need be, or
+    an `https://` URL. Files of the Hub go into the Hub's own cache and are verified against its
+    sha256; a file of a plain URL is verified against `--sha256`, or marked as unverified. stdout
+    has the path.
+    """
+    progress = PullProgress(quiet=quiet or as_json)
+    options = PullOptions(sha256=sha256, rules=TransferRules(connections=connections))
+    try:
+        pulled = pull(model, options, progress)
+    finally:
+        progress.finish()
+    if as_json:
+        click.echo(json.dumps(_to_json(pulled), ensure_ascii=False))
+        return
+    progress.say(summary(pulled))
+    click.echo(str(pulled.path))
+
+
+def summary(pulled: Pulled) -> str:
+    """What was downloaded, how fast, and whether it is what it claims to be."""
+    size = sum(file.size_bytes for file in pulled.files)
+    parts = [format_size(size)]
+    if pulled.fetched_bytes:
+        rate = pulled.fetched_bytes / MIB / max(pulled.took_s, 1e-3)
+        parts.append(f"{format_size(pulled.fetched_bytes)} in {pulled.took_s:.1f} s")
+        parts.append(f"{rate:.1f} MiB/s")
+        if not all(file.verified for file in pulled.files):
+            digests = ", ".join(file.sha256 for file in pulled.files if not file.verified)
+            parts.append(f"unverified: compare its sha256 {digests} with the publisher's")
+        else:
+            parts.append("sha256 verified")
+    else:
+        parts.append("was here already")
+    return " · ".join(parts)
+
+
+def _to_json(pulled: Pulled) -> dict[str, object]:
+    return {
+        "schema_version": 1,
+        "model": pulled.reference,
+        "path": str(pulled.path),
+        "took_s": round(pulled.took_s, 3),
+        "files": [
+            {
+                "path": str(file.path),
+                "size_bytes": file.size_bytes,
+                "sha256": file.sha256,
+                "verified": file.verified,
+                "fetched_bytes": file.fetched_bytes,
+                "resumed_bytes": file.resumed_bytes,
+            }
+            for file in pulled.files
+        ],
+    }
+
+
+class PullProgress:
+    """A bar with the rate of the last seconds and what is left; elsewhere one line a file."""
+
+    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._quiet = quiet
+        self._tty = self._stream.isatty()
+        self._drawn = ""
+        self._drawn_at = 0.0
+        self._label = ""
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def say(self, line: str) -> None:
+        """Print a line of its own, above the bar."""
+        self.finish()
+        if not self._quiet:
+            print(line, file=self._stream, flush=True)
+
+    def fetching(self, label: str, done_bytes: int, total_bytes: int | None) -> None:
+        """Draw how far it is, how fast, and for how long."""
+        self._begin(label, "fetching", total_bytes)
+        now = time.monotonic()
+        self._seen.append((now, done_bytes))
+        while self._seen[-1][0] - self._seen[0][0] > _RATE_WINDOW_S:
+            self._seen.popleft()
+        amount = rate_text(tuple(self._seen), total_bytes)
+        fraction = done_bytes / total_bytes if total_bytes else 0.0
+        self._draw(bar_line("fetching", fraction, amount, 0.0), now)
+
+    def verifying(self, label: str, done_bytes: int, total_bytes: int) -> None:
+        """Draw how much has been read for the digest."""
+        fraction = done_bytes / total_bytes if total_bytes else 1.0
+        self._draw(bar_line("verifying", fraction, "", 0.0), time.monotonic())
+
+    def finish(self) -> None:
+        """Wipe the bar."""
+        if self._drawn:
+            self._stream.write("\r" + " " * len(self._drawn) + "\r")
+            self._stream.flush()
+        self._drawn = ""
+
+    def _begin(self, label: str, verb: str, total_bytes: int | None) -> None:
+        if label == self._label:
+            return
+        self._label = label
+        self._seen.clear()
+        size = format_size(total_bytes) if total_bytes else "unknown size"
+        self.say(f"{verb} {label}, {size}")
+
+    def _draw(self, line: str, now: float) -> None:
+        if self._quiet or not self._tty or now - self._drawn_at < _REDRAW_S:
+            return
+        padding = " " * max(0, len(self._drawn) - len(line))
+        self._stream.write("\r" + line + padding)
+        self._stream.flush()
+        self._drawn, self._drawn_at = line, now
+
+
+def rate_text(seen: tuple[tuple[float, int], ...], total_bytes: int | None) -> str:
+    """`1.20 GiB  85.3 MiB/s  12 min left` from moments and the bytes that were there."""
+    (first_at, first), (last_at, last) = seen[0], seen[-1]
+    parts = [format_size(last)]
+    elapsed = last_at - first_at
+    rate = (last - first) / elapsed if elapsed > 0 else 0.0
+    if rate > 0:
+        parts.append(f"{rate / MIB:.1f} MiB/s")
+        if total_bytes is not None:
+            parts.append(f"{duration_text((total_bytes - last) / rate)} left")
+    return "  ".join(parts)
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads well."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

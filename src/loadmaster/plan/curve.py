@@ -1,0 +1,70 @@
+"""What a byte of weights costs in a step, by the number of tokens that share the step.
+
+A product of few tokens waits for memory, one of many for arithmetic. Measured points say where the
+turn is; without them it is the larger of two lines (the roofline of Williams, Waterman and
+Patterson, CACM 52(4), 2009).
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Where a mixture of curves is tabulated: the sizes of steps that occur.
+GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """Seconds per byte at some token counts, ascending: straight between, and beyond the last in
+    proportion to the tokens, as arithmetic is."""
+
+    tokens: tuple[float, ...]
+    s_per_byte: tuple[float, ...]
+
+    def at(self, tokens: float) -> float:
+        """Seconds per byte in a step of `tokens` tokens."""
+        index = bisect_left(self.tokens, tokens)
+        if index == 0:
+            return self.s_per_byte[0]
+        if index == len(self.tokens):
+            return self.s_per_byte[-1] * tokens / self.tokens[-1]
+        left, right = self.tokens[index - 1], self.tokens[index]
+        share = (tokens - left) / (right - left)
+        return self.s_per_byte[index - 1] * (1 - share) + self.s_per_byte[index] * share
+
+
+def roofline(bytes_s: float, s_per_token: float) -> Curve:
+    """Flat at the bandwidth until arithmetic, `s_per_token` per byte and token, takes longer."""
+    floor = 1 / bytes_s
+    knee = max(1.0, floor / s_per_token)
+    return Curve(tokens=(knee,), s_per_byte=(max(floor, s_per_token),))
+
+
+def flat(seconds: float) -> Curve:
+    """The same at every count."""
+    return Curve(tokens=(1.0,), s_per_byte=(seconds,))
+
+
+def gathered(curve: Curve, n_expert: int, n_used: int) -> Curve:
+    """Of experts, per byte that one token reads (`n_used` of `n_expert` experts).
+
+    With n tokens E·(1 − (1 − u/E)^n) experts are in use, each by its share of the tokens, if
+    routing is even; `curve` is of one expert by the tokens it gets.
+    """
+
+    def cost(tokens: int) -> float:
+        in_use = n_expert * (1 - (1 - n_used / n_expert) ** tokens)
+        return in_use / n_used * curve.at(tokens * n_used / in_use)
+
+    return Curve(tokens=GRID, s_per_byte=tuple(cost(tokens) for tokens in GRID))
+
+
+def mixed(parts: Sequence[tuple[Curve, float]]) -> Curve:
+    """Weights of several types, each with its share of the bytes."""
+    total = sum(share for _, share in parts)
+    return Curve(
+        tokens=GRID,
+        s_per_byte=tuple(
+            sum(curve.at(tokens) * share for curve, share in parts) / total for tokens in GRID
+        ),
+    )

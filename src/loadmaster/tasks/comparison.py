@@ -1,0 +1,231 @@
+"""`plan --compare`: every quantization of several models on one machine, planned alike."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loadmaster.engine.sizing import Sizer
+from loadmaster.errors import NotFoundError, UsageError
+from loadmaster.model.hub import Hub
+from loadmaster.model.reference import HubReference, parse_reference
+from loadmaster.model.shapes.library import (
+    ShapeReference,
+    compared_quantizations,
+    is_shape,
+    load_shape,
+    parse_shape,
+)
+from loadmaster.model.types import ModelSpec
+from loadmaster.model.variants import RepoFile, variants_of
+from loadmaster.plan.choices import Choice as CacheChoice
+from loadmaster.plan.choices import first_choice, smaller_cache
+from loadmaster.plan.compare import (
+    READING_TOK_S,
+    Candidate,
+    Choice,
+    Limits,
+    choose,
+    dominated,
+)
+from loadmaster.plan.quality import quality_of
+from loadmaster.plan.types import Plan
+from loadmaster.tasks.locating import locate_header
+from loadmaster.tasks.opening import Planner, virtual_devices
+from loadmaster.tasks.planning import PlanOptions, PlanRequest, Sizes, plan_model
+
+MAX_MODELS = 64  # planned one after another, a fraction of a second each
+_FIRST_N_CTX = 4096  # where the search for the longest n_ctx begins
+Said = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """All candidates in the order they were asked for, and what the rule makes of them."""
+
+    machine_name: str
+    candidates: tuple[Candidate, ...]
+    dominated_by: tuple[int | None, ...]  # index of the candidate that beats this one
+    limits: Limits
+    choice: Choice
+    sized: bool  # by the engine; False: compute buffers are bounds
+    request: PlanRequest  # of the first model; machine, budget and workload are those of all
+
+
+def compare(
+    models: Sequence[str], options: PlanOptions, limits: Limits, said: Said = lambda _: None
+) -> Comparison:
+    """Plan every quantization of `models`. `said` is told what is being planned.
+
+    Raises:
+        LoadmasterError: a model cannot be found or read.
+    """
+    references = expand(models)
+    planner = Planner(references[0], options, header_only=True)
+    candidates: list[Candidate] = []
+    with _sizer(planner) as sizer:
+        for number, reference in enumerate(references):
+            said(f"planning {number + 1} of {len(references)}: {reference}")
+            spec = planner.request.model if number == 0 else locate_header(reference).model
+            request = replace(planner.request, model=spec)
+            candidates += _candidates(reference, request, limits, sizer)
+    return Comparison(
+        machine_name=planner.request.machine.name,
+        candidates=tuple(candidates),
+        dominated_by=dominated(candidates),
+        limits=limits,
+        choice=choose(candidates, limits),
+        sized=planner.build is not None,
+        request=planner.request,
+    )
+
+
+def _sizer(planner: Planner) -> AbstractContextManager[Sizes | None]:
+    if planner.build is None:
+        return nullcontext()
+    devices = virtual_devices(planner.request.machine)
+    return Sizer(planner.build, devices, backend=planner.options.backend)
+
+
+# ---- which models are meant
+
+
+def expand(models: Iterable[str]) -> tuple[str, ...]:
+    """Every single model that the arguments stand for.
+
+    A shape without a quantization stands for its usual ones, a folder for the GGUF files in it, a
+    repository without one for all of its files.
+
+    Raises:
+        NotFoundError: a folder has no GGUF file.
+        UsageError: there are too many.
+    """
+    found = tuple(dict.fromkeys(one for text in models for one in _expand(text)))
+    if len(found) > MAX_MODELS:
+        raise UsageError(
+            f"{len(found)} models to compare, at most {MAX_MODELS}",
+            hint="name the quantizations: `shape:llama-3-70b@Q4_K_M`, `hf:owner/repo:Q4_K_M`",
+        )
+    return found
+
+
+def _expand(text: str) -> tuple[str, ...]:
+    if is_shape(text):
+        return _of_shape(parse_shape(text))
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _of_folder(path)
+    reference = parse_reference(text)
+    if isinstance(reference, HubReference) and not (reference.file or reference.quantization):
+        return _of_repository(reference)
+    return (text,)
+
+
+def _of_shape(reference: ShapeReference) -> tuple[str, ...]:
+    if reference.quantization:
+        return (str(reference),)
+    labels = compared_quantizations(load_shape(reference.name))
+    return tuple(str(replace(reference, quantization=label)) for label in labels)
+
+
+def _of_folder(folder: Path) -> tuple[str, ...]:
+    files = [
+        RepoFile(path=path.name, size_bytes=path.stat().st_size, sha256=None)
+        for path in folder.iterdir()
+        if path.is_file()
+    ]
+    variants = sorted(variants_of(files), key=lambda one: -one.size_bytes)
+    if not variants:
+        raise NotFoundError(f"no GGUF file in `{folder}`", hint="name a folder with .gguf files")
+    return tuple(str(folder / variant.files[0].path) for variant in variants)
+
+
+def _of_repository(reference: HubReference) -> tuple[str, ...]:
+    with Hub() as hub:
+        files = hub.files(reference, hub.commit(reference))
+    variants = sorted(variants_of(files), key=lambda one: -one.size_bytes)
+    if not variants:
+        raise NotFoundError(f"`{reference.repo_id}` has no complete GGUF model")
+    return tuple(str(replace(reference, file=variant.files[0].path)) for variant in variants)
+
+
+# ---- one model
+
+
+def _candidates(
+    reference: str, request: PlanRequest, limits: Limits, sizer: Sizes | None
+) -> list[Candidate]:
+    """One candidate for each cache type: those that the user fixed, else f16 and q8_0."""
+    return [
+        _candidate(reference, _with_cache(request, type_k, type_v), limits, sizer)
+        for type_k, type_v in _caches(request)
+    ]
+
+
+def _caches(request: PlanRequest) -> list[tuple[str, str]]:
+    knobs = request.knobs
+    first: CacheChoice = first_choice(request.model, request.workload, knobs)
+    types = [(first.type_k, first.type_v)]
+    smaller = smaller_cache(request.model, knobs, first)
+    if smaller is not None:
+        types.append((smaller.type_k, smaller.type_v))
+    return types
+
+
+def _with_cache(request: PlanRequest, type_k: str, type_v: str) -> PlanRequest:
+    return replace(request, knobs=replace(request.knobs, type_k=type_k, type_v=type_v))
+
+
+def _candidate(
+    reference: str, request: PlanRequest, limits: Limits, sizer: Sizes | None
+) -> Candidate:
+    model = request.model
+    outcome = plan_model(request, sizer, alternatives=False)
+    type_k, type_v = outcome.engine.type_k, outcome.engine.type_v
+    candidate = Candidate(
+        reference=reference,
+        model=base_name(model),
+        quantization=model.quantization,
+        type_k=type_k,
+        type_v=type_v,
+        file_bytes=model.file_bytes,
+        quality=quality_of(
+            base_name(model), model.architecture, model.quantization, type_k, type_v
+        ),
+        outcome=outcome,
+    )
+    if limits.goal == "context" and isinstance(outcome, Plan):
+        longest = _longest_n_ctx(request, outcome, limits, sizer)
+        return replace(candidate, largest_n_ctx=longest)
+    return candidate
+
+
+def base_name(model: ModelSpec) -> str:
+    """The model's name without its quantization, which some files write into it."""
+    name = model.name.removesuffix(".gguf")
+    for ending in (model.quantization, model.quantization.lower()):
+        name = name.removesuffix(ending)
+    return name.rstrip("-._ ") or model.name
+
+
+def _longest_n_ctx(
+    request: PlanRequest, plan: Plan, limits: Limits, sizer: Sizes | None
+) -> int | None:
+    """The longest n_ctx, doubling from 4096 up to the model's own, whose plan keeps the limits."""
+    longest = None
+    n_ctx = min(_FIRST_N_CTX, request.model.n_ctx_train or _FIRST_N_CTX)
+    while True:
+        workload = replace(request.workload, n_ctx=n_ctx)
+        outcome = plan_model(replace(request, workload=workload), sizer, alternatives=False)
+        if not isinstance(outcome, Plan) or _too_slow(outcome, limits):
+            return longest
+        longest = n_ctx
+        if n_ctx >= request.model.n_ctx_train:
+            return longest
+        n_ctx = min(2 * n_ctx, request.model.n_ctx_train)
+
+
+def _too_slow(plan: Plan, limits: Limits) -> bool:
+    floor = READING_TOK_S if limits.min_speed is None else limits.min_speed
+    speed = plan.predicted.decode_tok_s
+    return speed is not None and speed < floor
