@@ -6,8 +6,8 @@ The constants are those of `doctor --measure`: bare kernels on 2048 × 4096 matr
 two layers for the cost of a step. The figures are of other shapes: whole models of 0.3 to 4 GiB,
 dense and MoE, at positions 0 to 4k, with 1 to 16 sequences. Steps are timed one by one in the
 worker; a figure is the median of its steps. A timing counts when nothing else had the processors
-meanwhile, or when its steps are all alike; else it is repeated, for `--patience` seconds in all. The
-last line is one JSON object.
+meanwhile, or when its steps are all alike; else it is repeated, for `--patience` seconds in all.
+The last line is one JSON object.
 """
 
 import argparse
@@ -159,6 +159,7 @@ def _measurements(
         measured = measure_machine(build, machine, settings.data_folder(), n_threads=threads)
         if not measured.disturbed or quiet.patience_s <= 0:
             break
+        quiet.patience_s -= measured.seconds
     if arguments.measurements:
         arguments.measurements.write_text(json.dumps(to_json(measured)))
     return measured

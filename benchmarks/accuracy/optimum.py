@@ -10,7 +10,8 @@ The search goes by classes: a number of GPU layers, and the kinds of matrices (r
 are on the device whole. The compute buffer of a class is bounded from below by the smallest among
 sized members that keep one matrix of each other kind on the host; with that and an exact subset sum
 a class has a bound on its model bytes. The class with the highest bound is tried next, until none
-is above the best placement found; a placement is found when the engine sized it and it fits.
+is above the best placement found; a placement is found when the engine sized it and it fits. Where
+the search was cut short the bound stays above it, and the benchmark counts that.
 """
 
 import heapq
@@ -29,7 +30,8 @@ from loadmaster.units import align
 DEVICE = "gpu:0"
 _MOVABLE = re.compile(r"^blk\.\d+\.(ffn_(?:gate|up|down)(?:_exps)?)\.weight$")
 _SHUFFLES = 2  # arrangements of one subset over the layers beside last-first and first-first
-_MAX_SIZED = 80  # placements tried for one budget
+_MAX_SIZED = 60  # subsets tried for one budget; beyond it, the bound stays open
+_EXACT_STEPS = 4  # next smaller sums of a class that are tried one by one, before it is cut by more
 
 Size = Callable[[EngineSettings], Sizing | SizingFailure]
 
@@ -67,6 +69,7 @@ class _Node:
     order: int
     refined: bool
     room: int
+    misses: int  # sums of this class that turned out not to fit
 
 
 class Optimiser:
@@ -91,9 +94,9 @@ class Optimiser:
         self.n_below_bound = 0  # sized placements that took less compute than their class's bound
 
     def smallest_bytes(self) -> int:
-        """The smallest budget under which something is computed on the device."""
-        counts = range(self._n_layer + 2)
-        return min(sum(self._fixed(count)) + self._least_of_count(count) for count in counts)
+        """The smallest budget under which a layer is on the device, its matrices on the host."""
+        rows = [self._sized(count, frozenset()).on(DEVICE) for count in range(1, self._n_layer + 2)]
+        return min(row.model_bytes + row.context_bytes + row.compute_bytes for row in rows)
 
     def everything_bytes(self) -> int:
         """What all layers take on the device."""
@@ -117,28 +120,27 @@ class Optimiser:
             node for index in self._indexes(counts) if (node := self._open(index, budget_bytes))
         ]
         heapq.heapify(queue)
-        bound = -queue[0].negative_bytes if queue else 0
-        best, best_count, tried = 0, 0, 0
+        best, best_count, tried, skipped = 0, 0, 0, 0
         while queue and -queue[0].negative_bytes > best and tried < _MAX_SIZED:
             node = heapq.heappop(queue)
             again: _Node | None
-            if not node.refined:
-                again = self._refine(node, budget_bytes)
-            else:
+            if node.refined:
                 tried += 1
-                again = None
-                if self._fits(node, budget_bytes):
+                excess = self._excess(node, budget_bytes)
+                if excess <= 0:
                     best = -node.negative_bytes
                     best_count = self._classes[node.order].n_gpu_layers
-                else:
-                    again = self._next_sum(node)
+                    continue
+                again = self._less(node, 1 if node.misses < _EXACT_STEPS else excess)
+                if node.misses >= _EXACT_STEPS:
+                    skipped = max(skipped, -node.negative_bytes - 1)
+            else:
+                again = self._refine(node, budget_bytes)
             if again is not None:
                 heapq.heappush(queue, again)
         left = -queue[0].negative_bytes if queue else 0
         return Optimum(
-            best_bytes=best,
-            bound_bytes=best if left <= best else min(bound, left),
-            n_gpu_layers=best_count,
+            best_bytes=best, bound_bytes=max(best, left, skipped), n_gpu_layers=best_count
         )
 
     def _indexes(self, counts: Sequence[int]) -> Iterator[int]:
@@ -167,24 +169,26 @@ class Optimiser:
         room = budget - self._beside(self._classes[node.order])
         return self._node(node.order, min(room, node.room), refined=True)
 
-    def _next_sum(self, node: _Node) -> _Node | None:
+    def _less(self, node: _Node, by: int) -> _Node | None:
+        """The next sum of a class that is smaller by so much."""
         one = self._classes[node.order]
         base = self._base_value(one.n_gpu_layers)
-        return self._node(node.order, -node.negative_bytes - base - 1, refined=True)
+        room = -node.negative_bytes - base - by
+        return self._node(node.order, room, refined=True, misses=node.misses + 1)
 
     def _base_value(self, count: int) -> int:
         """What counts before any matrix is placed."""
         base, cache = self._fixed(count)
         return base + cache if self._with_cache else base
 
-    def _node(self, index: int, room: int, *, refined: bool) -> _Node | None:
+    def _node(self, index: int, room: int, *, refined: bool, misses: int = 0) -> _Node | None:
         one = self._classes[index]
         taken = self._sums_of(one.whole).most(room)
         if taken is None:
             return None
         total = self._base_value(one.n_gpu_layers)
         total += sum(n * k.device_bytes for n, k in zip(taken, self._kind_order, strict=True))
-        return _Node(-total, index, refined, room)
+        return _Node(-total, index, refined, room, misses)
 
     def _sums_of(self, whole: frozenset[Kind]) -> SubsetSums:
         if whole not in self._sums:
@@ -230,20 +234,23 @@ class Optimiser:
 
     # -- placements
 
-    def _fits(self, node: _Node, budget: int) -> bool:
+    def _excess(self, node: _Node, budget: int) -> int:
+        """By how much the node's matrices miss the budget, in the best arrangement over layers."""
         one = self._classes[node.order]
         taken = self._sums_of(one.whole).most(node.room)
         assert taken is not None
+        least = budget
         for names in self._arrangements(taken):
             row = self._sized(one.n_gpu_layers, names).on(DEVICE)
             if row.compute_bytes < self._least_compute(one):
                 self.n_below_bound += 1
                 self._compute[one] = row.compute_bytes
-            if row.model_bytes + row.context_bytes + row.compute_bytes <= budget:
-                value = row.model_bytes + row.context_bytes * self._with_cache
-                assert value == -node.negative_bytes, "the sum is not the engine's"
-                return True
-        return False
+            value = row.model_bytes + row.context_bytes * self._with_cache
+            assert value == -node.negative_bytes, "the sum is not the engine's"
+            least = min(least, row.model_bytes + row.context_bytes + row.compute_bytes - budget)
+            if least <= 0:
+                break
+        return least
 
     def _arrangements(self, taken: Sequence[int]) -> Iterator[frozenset[str]]:
         """So many matrices of each kind: those of the last layers, of the first, of any."""
@@ -269,17 +276,18 @@ class Optimiser:
         return sizing
 
     def _overrides(self, count: int, on_device: frozenset[str]) -> tuple[Override, ...]:
-        """The matrices that are not where their layer is; the engine rounds no corners there."""
+        """The matrices that are not where their layer is, a pattern for each role."""
         first = self._n_layer + 1 - count
-        moved: dict[str, list[str]] = {CPU: [], DEVICE: []}
-        for name in sorted(name for names in self._kinds.values() for name in names):
-            at_home = int(name.split(".")[1]) >= first
-            if at_home != (name in on_device):
-                moved[CPU if at_home else DEVICE].append(re.escape(name))
+        moved: dict[tuple[str, str], list[str]] = {}
+        for kind, names in self._kinds.items():
+            for name in names:
+                layer = name.split(".")[1]
+                at_home = int(layer) >= first
+                if at_home != (name in on_device):
+                    moved.setdefault((kind.role, CPU if at_home else DEVICE), []).append(layer)
         return tuple(
-            Override(pattern=f"^({'|'.join(names)})$", device=device)
-            for device, names in moved.items()
-            if names
+            Override(pattern=rf"^blk\.({'|'.join(layers)})\.{role}\.weight$", device=device)
+            for (role, device), layers in sorted(moved.items())
         )
 
 

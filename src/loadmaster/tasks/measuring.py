@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loadmaster.engine import probe_model
@@ -54,12 +54,14 @@ OTHER_TYPES = (
 REPACKED_TYPES = frozenset({"q4_0", "q4_K", "q2_K", "q5_K", "q6_K", "q8_0", "iq4_nl", "mxfp4"})
 _ALL_POINTS = (1, 2, 4, 8, 16, 64, 512)
 _FEW_POINTS = (1, 8, 512)
+# Timed a second time at the end: a neighbour on the same memory stays for seconds.
+_SECOND_POINTS = (1, 4, 16)
 _EXPERT_POINTS = (1, 8, 64)
 # Types that published files have their experts in.
 _EXPERT_TYPES = frozenset({"q4_K", "q6_K", "q8_0"})
 _N_EXPERT = 8
 _RUNS = 3
-TIME_LIMIT_S = 16.0
+TIME_LIMIT_S = 17.0
 _READ_BYTES = 256 * MIB
 _LINK_BYTES = 256 * MIB
 _DISK_BYTES = 256 * MIB
@@ -193,11 +195,16 @@ def measure_device(ask: Asker, device: str, name: str, threads: int) -> DeviceTi
         found += _experts(ask, device, quant, scale) if quant in _EXPERT_TYPES else []
         products += found
         missing += [] if found else [f"{quant} (time limit)" if ask.late else quant]
+    again = [
+        row
+        for quant in COMMON_TYPES
+        for row in _products(ask, device, quant, scale, _SECOND_POINTS)
+    ]
     return DeviceTimes(
         id=device,
         name=name,
         n_threads=threads if device == CPU else 0,
-        products=tuple(products),
+        products=tuple(_quicker(products, again)),
         attention=attention,
         hidden_cell_s=hidden,
         node_s=node,
@@ -209,6 +216,16 @@ def measure_device(ask: Asker, device: str, name: str, threads: int) -> DeviceTi
         pageable_bytes_s=links[1],
         not_measured=tuple(missing),
     )
+
+
+def _quicker(
+    products: Sequence[ProductTime], again: Sequence[ProductTime]
+) -> Iterator[ProductTime]:
+    """Each time, or the shorter one that a second look some seconds later gave."""
+    second = {(it.type, it.layout, it.gathered, it.tokens): it.s_per_byte for it in again}
+    for row in products:
+        key = (row.type, row.layout, row.gathered, row.tokens)
+        yield replace(row, s_per_byte=min(row.s_per_byte, second.get(key, row.s_per_byte)))
 
 
 def _is_card(ask: Ask, device: str) -> bool:
