@@ -230,12 +230,18 @@ def test_the_chat_on_a_terminal(tmp_path: Path) -> None:
     assert history.stat().st_mode & 0o077 == 0
 
 
+def _heed_ctrl_c() -> None:
+    """A shell starts background jobs with SIGINT ignored, and a test runner may be one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_before_the_answer_ends_the_run_with_130(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "loadmaster", "run", "demo", *FAKE],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=_heed_ctrl_c,
     )
     with process:
         assert process.stdin
