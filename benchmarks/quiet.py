@@ -10,6 +10,8 @@ from typing import TypeVar
 T = TypeVar("T")
 # Of all processors together; a barrier waits for the thread that was put aside.
 MOST_OTHERS = 0.08
+# With so many of them steps can be alike because every one was held up.
+MANY_OTHERS = 0.25
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -34,7 +36,7 @@ class Quiet:
             result = call()
             share = (_others_s(pid()) - before) / (time.monotonic() - start) / (os.cpu_count() or 1)
             self.alone = share <= MOST_OTHERS
-            if self.alone or steady(result):
+            if self.alone or (share <= MANY_OTHERS and steady(result)):
                 return result
             if self.patience_s <= 0:
                 self.disturbed += 1

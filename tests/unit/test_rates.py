@@ -29,11 +29,14 @@ def _product(
     )
 
 
-def _attention(head_dim: int, tokens: int, cells: int, ns: float, shared: int = 2) -> AttentionTime:
+def _attention(
+    head_dim: int, tokens: int, cells: int, ns: float, shared: int = 2, heads: int = 2
+) -> AttentionTime:
     return AttentionTime(
         type="f16",
         head_dim=head_dim,
         heads_per_kv=shared,
+        n_head_kv=heads,
         tokens=tokens,
         cells=cells,
         s_per_element=ns * NS,
@@ -147,6 +150,18 @@ def test_heads_with_rows_of_their_own_read_more_for_the_same_arithmetic() -> Non
     # 1 ns of arithmetic and 2 ns for a row, of which two heads share one
     assert rates.host.attention["f16"].decode_s(256) == pytest.approx(256 * 2.0 * NS)
     assert rates.host.attention["q8_0"].decode_s(256) < 256 * 2.0 * NS
+
+
+def test_rows_that_lie_further_apart_cost_more_up_to_the_widest_that_was_timed() -> None:
+    mix = weight_mix(toy_model())
+    assert mix.row_width == 128
+    narrow, wide = _attention(64, 1, 256, 1.0, heads=1), _attention(64, 1, 256, 3.0, heads=3)
+    rates = rates_of(_measured(replace(CPU, attention=(narrow, wide))), mix)
+    assert rates.host.attention["f16"].decode_s(256) == pytest.approx(256 * 2.0 * NS)  # half-way
+    widest = rates_of(
+        _measured(replace(CPU, attention=(narrow, wide))), replace(mix, row_width=999)
+    )
+    assert widest.host.attention["f16"].decode_s(256) == pytest.approx(256 * 3.0 * NS)
 
 
 def test_a_measured_disk_and_link_are_used() -> None:

@@ -33,7 +33,8 @@ class AttentionTime:
 
     type: str  # of K and V
     head_dim: int
-    heads_per_kv: int  # query heads that share a row of K and V
+    n_head_kv: int  # rows of K and V in a cell
+    heads_per_kv: int  # query heads that share one of them
     tokens: int  # 1: decode, more: prefill
     cells: int  # in the cache of a layer; many layers, so that none of them is in the caches
     s_per_element: float

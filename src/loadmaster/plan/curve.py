@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+FAR = 1e9  # more tokens or cells than there are
 # Where a mixture of curves is tabulated: the sizes of steps that occur.
 GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096)
 
@@ -41,8 +42,8 @@ def roofline(bytes_s: float, s_per_token: float) -> Curve:
 
 
 def flat(seconds: float) -> Curve:
-    """The same at every count."""
-    return Curve(tokens=(1.0,), s_per_byte=(seconds,))
+    """The same at every count that occurs."""
+    return Curve(tokens=(1.0, FAR), s_per_byte=(seconds, seconds))
 
 
 def gathered(curve: Curve, n_expert: int, n_used: int) -> Curve:

@@ -210,11 +210,13 @@ def _prefill_attention_s(
 def turn_s(traffic: Traffic, rates: Rates, settings: EngineSettings, workload: Workload) -> float:
     """Seconds of one turn, prompt and answer, in a conversation that fills half of n_ctx.
 
-    This is what a placement for `chat` minimises.
+    This is what a placement for `chat` is chosen by. Handovers are left out: they show only in
+    models so small that where they lie hardly matters.
     """
     depth = settings.n_ctx / settings.n_seq_max / 2
     prefill = sum(prefill_costs(traffic, rates, settings, workload.prompt_tokens, depth).values())
-    decode = sum(decode_costs(traffic, rates, settings, depth).values())
+    costs = decode_costs(traffic, rates, settings, depth)
+    decode = sum(cost for cause, cost in costs.items() if cause != "handover")
     return prefill + workload.output_tokens * decode
 
 

@@ -32,6 +32,7 @@ class WeightMix:
     head_dim: int
     attention_width: int  # query elements of all layers together
     cache_width: int  # K and V elements of one cell, of all layers together
+    row_width: int  # K elements of one cell of one layer
     # Per token, over all layers:
     norm_elements: int
     gate_elements: int
@@ -104,6 +105,7 @@ def weight_mix(model: ModelSpec) -> WeightMix:
         head_dim=max(widths, default=0) // max(heads, default=1),
         attention_width=sum(widths),
         cache_width=sum(layer.k_width + layer.v_width for layer in model.layers),
+        row_width=max((layer.k_width for layer in model.layers), default=0),
         norm_elements=_NORMS_PER_LAYER * model.n_layer * model.n_embd,
         gate_elements=gate,
         rope_elements=sum(widths) + keys,

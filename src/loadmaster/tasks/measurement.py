@@ -87,9 +87,8 @@ def _buffers(report: MemoryReport, device: str) -> BufferSizes | None:
 def _buffer_rows(device: DevicePlan, measured: BufferSizes | None) -> list[MemoryRow]:
     rows = []
     for kinds, field in _BUFFERS:
-        planned = device.of(*kinds)
-        if device.id == CPU and "model" in kinds:
-            planned = Bytes(planned + device.mapped_bytes)  # the engine's buffer is the mapping
+        mapped = device.mapped_bytes if device.id == CPU and "model" in kinds else Bytes(0)
+        planned = Bytes(device.of(*kinds) + mapped)
         found: int = getattr(measured, field) if measured else 0
         if planned or found:
             name = next((k for k in kinds if device.of(k)), kinds[0])
@@ -99,7 +98,10 @@ def _buffer_rows(device: DevicePlan, measured: BufferSizes | None) -> list[Memor
                     kind=name,
                     planned_bytes=planned,
                     measured_bytes=Bytes(found),
-                    exact=True,
+                    # The engine maps the file from the first to the last tensor that it needs, and
+                    # with GPUs there are others in between.
+                    exact=not mapped,
+                    note="the span of the file that is mapped" if mapped else "",
                 )
             )
     return rows

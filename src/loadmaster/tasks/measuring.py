@@ -52,11 +52,13 @@ OTHER_TYPES = (
     "iq4_nl",
 )  # fmt: skip
 REPACKED_TYPES = frozenset({"q4_0", "q4_K", "q2_K", "q5_K", "q6_K", "q8_0", "iq4_nl", "mxfp4"})
-_ALL_POINTS = (1, 2, 4, 8, 16, 64, 512)
-_FEW_POINTS = (1, 8, 512)
+# The fewest tokens last: fresh weights are still on their way from the caches to memory at first.
+_ALL_POINTS = (512, 64, 16, 8, 4, 2, 1)
+_FEW_POINTS = (512, 8, 1)
 # Timed a second time at the end: a neighbour on the same memory stays for seconds.
-_SECOND_POINTS = (1, 4, 16)
-_EXPERT_POINTS = (1, 8, 64)
+_SECOND_POINTS = (16, 4, 1)
+_SAME = 1.1
+_EXPERT_POINTS = (64, 8, 1)
 # Types that published files have their experts in.
 _EXPERT_TYPES = frozenset({"q4_K", "q6_K", "q8_0"})
 _N_EXPERT = 8
@@ -204,7 +206,7 @@ def measure_device(ask: Asker, device: str, name: str, threads: int) -> DeviceTi
         id=device,
         name=name,
         n_threads=threads if device == CPU else 0,
-        products=tuple(_quicker(products, again)),
+        products=tuple(_merged(products, again)),
         attention=attention,
         hidden_cell_s=hidden,
         node_s=node,
@@ -218,14 +220,14 @@ def measure_device(ask: Asker, device: str, name: str, threads: int) -> DeviceTi
     )
 
 
-def _quicker(
-    products: Sequence[ProductTime], again: Sequence[ProductTime]
-) -> Iterator[ProductTime]:
-    """Each time, or the shorter one that a second look some seconds later gave."""
+def _merged(products: Sequence[ProductTime], again: Sequence[ProductTime]) -> Iterator[ProductTime]:
+    """Each time with what a second look some seconds later gave: their mean; the shorter one where
+    they differ, for then something ran beside the other."""
     second = {(it.type, it.layout, it.gathered, it.tokens): it.s_per_byte for it in again}
     for row in products:
         key = (row.type, row.layout, row.gathered, row.tokens)
-        yield replace(row, s_per_byte=min(row.s_per_byte, second.get(key, row.s_per_byte)))
+        low, high = sorted((row.s_per_byte, second.get(key, row.s_per_byte)))
+        yield replace(row, s_per_byte=low if high > low * _SAME else (low + high) / 2)
 
 
 def _is_card(ask: Ask, device: str) -> bool:
@@ -313,14 +315,16 @@ def _rows(
 
 
 def _attention(ask: Ask, device: str, scale: Scale) -> Iterator[AttentionTime]:
-    for quant, head_dim, heads_per_kv, n_tokens, n_cells in _ATTENTION_POINTS:
-        question = _attend(device, quant, head_dim, n_tokens, n_cells, scale, heads_per_kv)
+    for point in _ATTENTION_POINTS:
+        question = _attend(device, point, scale)
         seconds = _best(ask(question))
         if seconds is not None:
-            per_layer = _N_HEAD * head_dim * n_tokens * n_cells
+            quant, head_dim, n_head_kv, heads_per_kv, n_tokens, n_cells = point
+            per_layer = n_head_kv * heads_per_kv * head_dim * n_tokens * n_cells
             yield AttentionTime(
                 type=quant,
                 head_dim=head_dim,
+                n_head_kv=n_head_kv,
                 heads_per_kv=heads_per_kv,
                 tokens=n_tokens,
                 cells=n_cells,
@@ -328,42 +332,37 @@ def _attention(ask: Ask, device: str, scale: Scale) -> Iterator[AttentionTime]:
             )
 
 
-_N_HEAD = 16
-# Type, head size, heads per KV row, tokens, cells. The last ones tell arithmetic from reading: with
-# a KV row for each head the same arithmetic reads four times as much.
-_ATTENTION_POINTS = (
-    *(("f16", 128, 4, 1, cells) for cells in (256, 1024, 4096)),
-    *(("f16", 128, 1, 1, cells) for cells in (1024, 4096)),
-    *(("f16", 128, 4, 256, cells) for cells in (512, 4096)),
-    *(("f16", 64, 4, 1, cells) for cells in (256, 1024, 4096)),
-    ("f16", 64, 4, 256, 512),
-    *(("q8_0", 128, 4, 1, cells) for cells in (256, 4096)),
-    ("q8_0", 128, 4, 256, 512),
+# Type, head size, KV heads, query heads for each, tokens, cells.
+_AttentionPoint = tuple[str, int, int, int, int, int]
+_ATTENTION_POINTS: tuple[_AttentionPoint, ...] = (
+    *(("f16", 128, 4, 4, 1, cells) for cells in (256, 1024, 4096)),
+    # A wider cell: the rows of one head lie further apart.
+    *(("f16", 128, 8, 4, 1, cells) for cells in (1024, 4096)),
+    # A row for each head: the same arithmetic reads four times as much.
+    *(("f16", 128, 8, 1, 1, cells) for cells in (1024, 4096)),
+    *(("f16", 64, 8, 4, 1, cells) for cells in (256, 1024, 4096)),
+    *(("f16", 128, 4, 4, 256, cells) for cells in (512, 4096)),
+    ("f16", 64, 8, 4, 256, 512),
+    *(("q8_0", 128, 4, 4, 1, cells) for cells in (256, 4096)),
+    ("q8_0", 128, 4, 4, 256, 512),
 )
 _CACHE_BYTES = 128 * MIB  # all layers of a decode together
 _HIDDEN_TOKENS = 8
 
 
 def _attend(
-    device: str,
-    quant: str,
-    head_dim: int,
-    n_tokens: int,
-    n_cells: int,
-    scale: Scale,
-    heads_per_kv: int,
-    n_visible: int | None = None,
+    device: str, point: _AttentionPoint, scale: Scale, n_visible: int | None = None
 ) -> TimeAttention:
     """A decode goes over layers that overflow the caches; a prompt's arithmetic takes long enough
     in one."""
-    n_head_kv = _N_HEAD // heads_per_kv
+    quant, head_dim, n_head_kv, heads_per_kv, n_tokens, n_cells = point
     layer_bytes = 2 * BY_NAME[quant].row_bytes(head_dim) * n_head_kv * n_cells
     return TimeAttention(
         device=device,
         n_threads=scale.n_threads,
         type=quant,
         head_dim=head_dim,
-        n_head=_N_HEAD,
+        n_head=n_head_kv * heads_per_kv,
         n_head_kv=n_head_kv,
         n_cells=n_cells,
         n_tokens=n_tokens,
@@ -375,12 +374,13 @@ def _attend(
 
 def _hidden_cell_s(ask: Ask, device: str, scale: Scale) -> float | None:
     """What a cell of another sequence costs: attention that sees next to nothing."""
-    n_cells = 2048
-    question = _attend(device, "f16", 128, _HIDDEN_TOKENS, n_cells, scale, 4, n_visible=1)
+    point = ("f16", 128, 4, 4, _HIDDEN_TOKENS, 2048)
+    question = _attend(device, point, scale, n_visible=1)
     seconds = _best(ask(question))
     if seconds is None:
         return None
-    return seconds / (_N_HEAD * _HIDDEN_TOKENS * question.n_layers * n_cells)
+    passes = question.n_head * question.n_tokens * question.n_layers
+    return seconds / (passes * question.n_cells)
 
 
 def _small(ask: Ask, device: str, operation: str, scale: Scale) -> float | None:
