@@ -186,6 +186,12 @@ def predict_all(content: dict[str, Any]) -> list[Row]:
 
 def main() -> int:
     """Print every row, then the groups, then the figures."""
+    print(json.dumps(published(), ensure_ascii=False))
+    return 0
+
+
+def published() -> dict[str, object]:
+    """Predict every row and print it; the figures."""
     content = json.loads(DATA.read_text("utf-8"))
     rows = predict_all(content)
     for row in rows:
@@ -198,25 +204,19 @@ def main() -> int:
     groups = {kind: summary(r for r in rows if r.kind == kind) for kind in _kinds(rows)}
     for kind, figures in groups.items():
         print(f"{kind}: {figures['n']} rows, median {figures['median']} %, p90 {figures['p90']} %")
-    whole = summary(rows)
     outliers = [row for row in rows if abs(row.error_pct) > OUTLIER_PCT]
     for reason in dict.fromkeys(map(cause, outliers)):
         print(f"outliers, {sum(cause(row) == reason for row in outliers)}: {reason}")
-    print(
-        json.dumps(
-            {
-                "published_rows": whole["n"],
-                "published_excluded": len(content["excluded"]),
-                "published_median_error_pct": whole["median"],
-                "published_p90_error_pct": whole["p90"],
-                "published_bias_pct": round(statistics.median(r.error_pct for r in rows), 1),
-                "published_outliers": {row.label: cause(row) for row in outliers},
-                "published_by_kind": groups,
-            },
-            ensure_ascii=False,
-        )
-    )
-    return 0
+    whole = summary(rows)
+    return {
+        "published_rows": whole["n"],
+        "published_excluded": len(content["excluded"]),
+        "published_median_error_pct": whole["median"],
+        "published_p90_error_pct": whole["p90"],
+        "published_bias_pct": round(statistics.median(r.error_pct for r in rows), 1),
+        "published_outliers": {row.label: cause(row) for row in outliers},
+        "published_by_kind": groups,
+    }
 
 
 def _kinds(rows: Iterable[Row]) -> list[str]:

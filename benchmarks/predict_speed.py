@@ -7,7 +7,8 @@ two layers for the cost of a step. The figures are of other shapes: whole models
 dense and MoE, at positions 0 to 4k, with 1 to 16 sequences. Steps are timed one by one in the
 worker; a figure is the median of its steps. A timing counts when nothing else had the processors
 meanwhile, or when its steps are all alike; else it is repeated, for `--patience` seconds in all.
-The last line is one JSON object.
+Then the published measurements of `benchmarks.predict_published`, predicted from tables alone. The
+last line is one JSON object.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gguf_writer import write_random
+from benchmarks.predict_published import published
 from benchmarks.quiet import Quiet
 from benchmarks.shapes import build
 from loadmaster import settings
@@ -121,8 +123,8 @@ def main(argv: list[str] | None = None) -> int:
             print(_line(row), flush=True)
         if path.stat().st_size > KEEP_BYTES and not arguments.keep:
             path.unlink()
-    figures = _figures(rows)
-    failed = [name for name, limit in LIMITS.items() if figures.get(name, 0.0) > limit]
+    figures = {**_figures(rows), **published()}
+    failed = [name for name, limit in LIMITS.items() if _above(figures.get(name), limit)]
     print(json.dumps({
         "benchmark": "predict_speed", **figures, "failed": failed,
         "disturbed": quiet.disturbed, "measure_spread": measured.spread,
@@ -139,7 +141,12 @@ LIMITS = {
     "decode_max_error_pct": 15.0,
     "prefill_median_error_pct": 15.0,
     "many_median_error_pct": 15.0,
+    "published_median_error_pct": 15.0,
 }
+
+
+def _above(figure: object, limit: float) -> bool:
+    return isinstance(figure, int | float) and figure > limit
 
 
 def _threads(machine: Machine, arguments: argparse.Namespace) -> int:

@@ -7,11 +7,15 @@ few tokens are decoded.
 
     over_budget           loads whose peak on the device was above the budget
     denied_allocations    loads in which the device refused an allocation
-    optimum_share_*       model bytes on the device over the most that any placement with any
-                          number of GPU layers gets there (`benchmarks.accuracy.optimum`)
-    optimum_share_same_layers_*   the same, among placements with the plan's number of GPU layers
-    device_share_*        model and cache bytes together, over the most of both that any placement
-                          gets there: the planner weighs a layer's cache against matrices
+    optimum_share_*       model bytes on the device over the most that any placement gets there with
+                          the plan's number of GPU layers (`optimum`), if that placement is the
+                          faster one: with experts, more bytes can be fewer that are read
+    turn_over_optimum_*   the plan's predicted time for a turn over that of the best of the fullest
+                          placements with every number of GPU layers: what its choice of layers
+                          costs
+    bytes_only_share_*    model bytes over the most with any number of GPU layers: caches and their
+                          attention go to the host for a few more matrices
+    bytes_only_turn_*     a turn's predicted time with that placement over the plan's own
 """
 
 import random
@@ -35,8 +39,11 @@ from benchmarks.accuracy.stand_in import (
 )
 from loadmaster.engine.types import EngineBuild
 from loadmaster.errors import EngineRefusedError
+from loadmaster.machine.types import Machine
 from loadmaster.model.source import read_model
 from loadmaster.model.types import ModelSpec
+from loadmaster.plan.forecast import forecast
+from loadmaster.plan.speed import turn_s
 from loadmaster.plan.types import EngineSettings, Knobs, Plan, Workload
 
 SEED = 20261002
@@ -71,11 +78,11 @@ class Result:
     budget_bytes: int
     n_gpu_layers: int
     model_bytes: int
-    most_bytes: int
-    most_same_layers_bytes: int
-    device_bytes: int
-    most_device_bytes: int
-    open_bound: bool  # the search for the optimum ended before its bound met it
+    most_bytes: int  # with the plan's number of GPU layers, if that is faster
+    most_any_bytes: int  # with any
+    turn_ratio: float  # the plan's time for a turn, over that of the best placement
+    any_turn_ratio: float  # a turn's time with the most bytes of all, over the plan's
+    open_bounds: int  # searches for an optimum that ended before their bound met it
     beaten: bool  # the plan has more than the search found: a fault of the search
     over_budget: bool
     denied: bool
@@ -137,10 +144,14 @@ def _one(
     assert isinstance(plan, Plan), f"{job} does not fit in {budget}"
     used = next((device for device in plan.devices if device.id == DEVICE), None)
     model_bytes = used.of("model") if used else 0
-    device_bytes = used.of("model", "kv", "recurrent") if used else 0
-    free = optimiser.most(budget, range(model.n_layer + 2))
-    same = optimiser.most(budget, [plan.engine.n_gpu_layers])
-    both = optimiser.most(budget, range(model.n_layer + 2), with_cache=True)
+    optima = [optimiser.most(budget, [count]) for count in range(model.n_layer + 2)]
+    own_s = _turn_s(machine, model, plan.engine, job)
+    fastest_s = min(
+        _turn_s(machine, model, one.settings, job) for one in optima if one.settings is not None
+    )
+    same = optima[plan.engine.n_gpu_layers]
+    same_s = _turn_s(machine, model, same.settings or plan.engine, job)
+    most = max(optima, key=lambda one: one.best_bytes)
     peak, denied, error = 0, False, 0
     try:
         trial = try_plan(build, plan, devices_of(machine))
@@ -154,16 +165,22 @@ def _one(
         budget_bytes=budget,
         n_gpu_layers=plan.engine.n_gpu_layers,
         model_bytes=model_bytes,
-        most_bytes=max(free.best_bytes, model_bytes),
-        most_same_layers_bytes=max(same.best_bytes, model_bytes),
-        device_bytes=device_bytes,
-        most_device_bytes=max(both.best_bytes, device_bytes),
-        open_bound=any(o.best_bytes < o.bound_bytes for o in (free, same, both)),
+        most_bytes=max(same.best_bytes if same_s < own_s else 0, model_bytes),
+        most_any_bytes=max(most.best_bytes, model_bytes),
+        turn_ratio=own_s / min(own_s, fastest_s),
+        any_turn_ratio=_turn_s(machine, model, most.settings or plan.engine, job) / own_s,
+        open_bounds=sum(one.best_bytes < one.bound_bytes for one in (same, most)),
         beaten=same.best_bytes < model_bytes,
         over_budget=peak > budget,
         denied=denied,
         error_bytes=error,
     )
+
+
+def _turn_s(machine: Machine, model: ModelSpec, settings: EngineSettings, job: Job) -> float:
+    """What the planner minimises, worked out from the settings tensor by tensor."""
+    found = forecast(machine, model, settings)
+    return turn_s(found.traffic, found.rates, settings, job.workload)
 
 
 def _figures(results: Sequence[Result]) -> dict[str, object]:
@@ -173,12 +190,13 @@ def _figures(results: Sequence[Result]) -> dict[str, object]:
         "denied_allocations": sum(r.denied for r in results),
         "budget_error_bytes": sum(r.error_bytes for r in results),
         **_share("optimum_share", [(r.model_bytes, r.most_bytes) for r in results]),
-        **_share(
-            "optimum_share_same_layers",
-            [(r.model_bytes, r.most_same_layers_bytes) for r in results],
-        ),
-        **_share("device_share", [(r.device_bytes, r.most_device_bytes) for r in results]),
-        "optimum_open_bounds": sum(r.open_bound for r in results),
+        "turn_over_optimum_p50": round(statistics.median(r.turn_ratio for r in results), 4),
+        "turn_over_optimum_max": round(max(r.turn_ratio for r in results), 4),
+        **_share("bytes_only_share", [(r.model_bytes, r.most_any_bytes) for r in results]),
+        "bytes_only_turn_p50": round(statistics.median(r.any_turn_ratio for r in results), 3),
+        "bytes_only_turn_min": round(min(r.any_turn_ratio for r in results), 3),
+        "bytes_only_turn_max": round(max(r.any_turn_ratio for r in results), 3),
+        "optimum_open_bounds": sum(r.open_bounds for r in results),
         "optimum_beaten": sum(r.beaten for r in results),
     }
 

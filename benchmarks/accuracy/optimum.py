@@ -50,7 +50,7 @@ class Optimum:
 
     best_bytes: int
     bound_bytes: int
-    n_gpu_layers: int
+    settings: EngineSettings | None  # of the best; None when nothing fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,6 @@ class Optimiser:
         """`settings` give the workload; their placement is set aside."""
         self._settings, self._size = settings, size
         self._n_layer = model.n_layer
-        self._with_cache = False
         self._dice = random.Random(model.name)
         self._kinds = _by_kind(model)
         self._kind_order = sorted(self._kinds)
@@ -104,11 +103,8 @@ class Optimiser:
         row = self._sized(self._n_layer + 1, everything).on(DEVICE)
         return row.model_bytes + row.context_bytes + row.compute_bytes
 
-    def most(
-        self, budget_bytes: int, counts: Sequence[int], *, with_cache: bool = False
-    ) -> Optimum:
-        """The optimum over these numbers of GPU layers; of model and cache bytes `with_cache`."""
-        self._with_cache = with_cache
+    def most(self, budget_bytes: int, counts: Sequence[int]) -> Optimum:
+        """The most model bytes over these numbers of GPU layers."""
         while True:  # a bound that turned out too high was lowered: search again with it
             known = self.n_below_bound
             found = self._search(budget_bytes, counts)
@@ -120,16 +116,16 @@ class Optimiser:
             node for index in self._indexes(counts) if (node := self._open(index, budget_bytes))
         ]
         heapq.heapify(queue)
-        best, best_count, tried, skipped = 0, 0, 0, 0
+        best, tried, skipped = 0, 0, 0
+        best_settings: EngineSettings | None = None
         while queue and -queue[0].negative_bytes > best and tried < _MAX_SIZED:
             node = heapq.heappop(queue)
             again: _Node | None
             if node.refined:
                 tried += 1
-                excess = self._excess(node, budget_bytes)
+                excess, settings = self._excess(node, budget_bytes)
                 if excess <= 0:
-                    best = -node.negative_bytes
-                    best_count = self._classes[node.order].n_gpu_layers
+                    best, best_settings = -node.negative_bytes, settings
                     continue
                 again = self._less(node, 1 if node.misses < _EXACT_STEPS else excess)
                 if node.misses >= _EXACT_STEPS:
@@ -140,7 +136,7 @@ class Optimiser:
                 heapq.heappush(queue, again)
         left = -queue[0].negative_bytes if queue else 0
         return Optimum(
-            best_bytes=best, bound_bytes=max(best, left, skipped), n_gpu_layers=best_count
+            best_bytes=best, bound_bytes=max(best, left, skipped), settings=best_settings
         )
 
     def _indexes(self, counts: Sequence[int]) -> Iterator[int]:
@@ -172,21 +168,16 @@ class Optimiser:
     def _less(self, node: _Node, by: int) -> _Node | None:
         """The next sum of a class that is smaller by so much."""
         one = self._classes[node.order]
-        base = self._base_value(one.n_gpu_layers)
+        base, _ = self._fixed(one.n_gpu_layers)
         room = -node.negative_bytes - base - by
         return self._node(node.order, room, refined=True, misses=node.misses + 1)
-
-    def _base_value(self, count: int) -> int:
-        """What counts before any matrix is placed."""
-        base, cache = self._fixed(count)
-        return base + cache if self._with_cache else base
 
     def _node(self, index: int, room: int, *, refined: bool, misses: int = 0) -> _Node | None:
         one = self._classes[index]
         taken = self._sums_of(one.whole).most(room)
         if taken is None:
             return None
-        total = self._base_value(one.n_gpu_layers)
+        total, _ = self._fixed(one.n_gpu_layers)
         total += sum(n * k.device_bytes for n, k in zip(taken, self._kind_order, strict=True))
         return _Node(-total, index, refined, room, misses)
 
@@ -234,23 +225,23 @@ class Optimiser:
 
     # -- placements
 
-    def _excess(self, node: _Node, budget: int) -> int:
+    def _excess(self, node: _Node, budget: int) -> tuple[int, EngineSettings]:
         """By how much the node's matrices miss the budget, in the best arrangement over layers."""
         one = self._classes[node.order]
         taken = self._sums_of(one.whole).most(node.room)
         assert taken is not None
-        least = budget
+        found: list[tuple[int, EngineSettings]] = []
         for names in self._arrangements(taken):
             row = self._sized(one.n_gpu_layers, names).on(DEVICE)
             if row.compute_bytes < self._least_compute(one):
                 self.n_below_bound += 1
                 self._compute[one] = row.compute_bytes
-            value = row.model_bytes + row.context_bytes * self._with_cache
-            assert value == -node.negative_bytes, "the sum is not the engine's"
-            least = min(least, row.model_bytes + row.context_bytes + row.compute_bytes - budget)
-            if least <= 0:
+            assert row.model_bytes == -node.negative_bytes, "the sum is not the engine's"
+            excess = row.model_bytes + row.context_bytes + row.compute_bytes - budget
+            found.append((excess, self._settings_of(one.n_gpu_layers, names)))
+            if excess <= 0:
                 break
-        return least
+        return min(found, key=lambda pair: pair[0])
 
     def _arrangements(self, taken: Sequence[int]) -> Iterator[frozenset[str]]:
         """So many matrices of each kind: those of the last layers, of the first, of any."""
@@ -265,15 +256,17 @@ class Optimiser:
             )
 
     def _sized(self, count: int, on_device: frozenset[str]) -> Sizing:
-        settings = replace(
+        sizing = self._size(self._settings_of(count, on_device))
+        assert isinstance(sizing, Sizing), sizing
+        return sizing
+
+    def _settings_of(self, count: int, on_device: frozenset[str]) -> EngineSettings:
+        return replace(
             self._settings,
             n_gpu_layers=count,
             layers_per_device=(count,),
             overrides=self._overrides(count, on_device),
         )
-        sizing = self._size(settings)
-        assert isinstance(sizing, Sizing), sizing
-        return sizing
 
     def _overrides(self, count: int, on_device: frozenset[str]) -> tuple[Override, ...]:
         """The matrices that are not where their layer is, a pattern for each role."""

@@ -53,6 +53,11 @@ NO_OVERHEADS = Overheads(
 N_DECODED = 6
 
 
+# The models are a thousandth of real ones, and so are the rates of a RTX 3090 and its host here: a
+# handover, which takes as long as it does, then weighs against bytes as it does with real ones.
+SCALE = 1000
+
+
 def stand_in_machine(device_bytes: Sequence[int], n_threads: int = 1) -> Machine:
     """A machine with one stand-in GPU for each size."""
     gpus = tuple(_gpu(index, size) for index, size in enumerate(device_bytes))
@@ -63,7 +68,7 @@ def stand_in_machine(device_bytes: Sequence[int], n_threads: int = 1) -> Machine
     ram = Ram(
         total_bytes=RAM_BYTES, available_bytes=RAM_BYTES, swap_total_bytes=Bytes(0),
         swap_free_bytes=Bytes(0), cgroup_version=None, cgroup_limit_bytes=None,
-        cgroup_used_bytes=None, mlock_limit_bytes=None, bandwidth_bytes_s=60 * 10**9,
+        cgroup_used_bytes=None, mlock_limit_bytes=None, bandwidth_bytes_s=60 * 10**9 // SCALE,
     )  # fmt: skip
     return Machine(name="stand-in", os="Linux", wsl=None, cpu=cpu, ram=ram, gpus=gpus)
 
@@ -72,8 +77,8 @@ def _gpu(index: int, size: int) -> Gpu:
     return Gpu(
         id=f"gpu:{index}", name="stand-in", vendor="virtual", backend="virtual",
         total_bytes=Bytes(size), free_bytes=Bytes(size), free_source="engine",
-        unified_memory=False, rules=CUDA_RULES, bandwidth_bytes_s=936 * 10**9,
-        link_bytes_s=24 * 10**9,
+        unified_memory=False, rules=CUDA_RULES, bandwidth_bytes_s=936 * 10**9 // SCALE,
+        link_bytes_s=24 * 10**9 // SCALE,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from loadmaster.machine.measurements import (
 )
 from loadmaster.machine.types import Machine
 from loadmaster.plan.curve import Curve, gathered, mixed, roofline
-from loadmaster.plan.rates import rates_of
+from loadmaster.plan.rates import CPU_COLD_ATTENTION, rates_of
 from loadmaster.plan.weights import weight_mix
 from loadmaster.units import MIB
 from tests.toy import toy_machine, toy_model
@@ -43,6 +43,7 @@ def _attention(
     )
 
 
+COLD = CPU_COLD_ATTENTION
 CPU = DeviceTimes(
     id="cpu",
     name="toy",
@@ -136,9 +137,9 @@ def test_fewer_threads_are_slower_in_proportion() -> None:
 def test_attention_depends_on_the_cells_that_a_token_sees() -> None:
     rates = rates_of(_measured(CPU), weight_mix(toy_model()))
     attention = rates.host.attention["f16"]
-    assert attention.decode_s(256) == pytest.approx(256 * 1.0 * NS)
-    assert attention.decode_s(640) == pytest.approx(640 * 1.5 * NS)
-    assert attention.decode_s(8192) == pytest.approx(8192 * 2.0 * NS)
+    assert attention.decode_s(256) == pytest.approx(COLD * 256 * 1.0 * NS)
+    assert attention.decode_s(640) == pytest.approx(COLD * 640 * 1.5 * NS)
+    assert attention.decode_s(8192) == pytest.approx(COLD * 8192 * 2.0 * NS)
     assert attention.prefill_s(100) == pytest.approx(50 * NS)
 
 
@@ -148,8 +149,27 @@ def test_heads_with_rows_of_their_own_read_more_for_the_same_arithmetic() -> Non
     alone = replace(CPU, attention=(_attention(64, 1, 256, 3.0, 1), _attention(64, 1, 256, 1.5, 4)))
     rates = rates_of(_measured(alone), mix)
     # 1 ns of arithmetic and 2 ns for a row, of which two heads share one
-    assert rates.host.attention["f16"].decode_s(256) == pytest.approx(256 * 2.0 * NS)
-    assert rates.host.attention["q8_0"].decode_s(256) < 256 * 2.0 * NS
+    assert rates.host.attention["f16"].decode_s(256) == pytest.approx(COLD * 256 * 2.0 * NS)
+    assert rates.host.attention["q8_0"].decode_s(256) < COLD * 256 * 2.0 * NS
+
+
+def test_attention_on_a_gpu_costs_what_it_costs_alone() -> None:
+    gpu = replace(CPU, id="gpu:0", n_threads=0)
+    rates = rates_of(_measured(CPU, gpu, machine=toy_machine(64 * MIB)), weight_mix(toy_model()))
+    assert rates.gpus[0].attention["f16"].decode_s(256) == pytest.approx(256 * 1.0 * NS)
+
+
+def test_narrower_rows_than_those_of_both_head_sizes_cost_less() -> None:
+    mix = replace(weight_mix(toy_model()), row_width=64)
+    rows = (
+        _attention(128, 1, 256, 1.0, heads=1),
+        _attention(64, 1, 256, 2.0, heads=2),
+        _attention(64, 1, 256, 1.0, heads=1),
+    )
+    rates = rates_of(_measured(replace(CPU, attention=rows)), mix)
+    base = rates_of(_measured(replace(CPU, attention=rows)), replace(mix, row_width=128))
+    cost, base_cost = (r.host.attention["f16"].decode_s(256) for r in (rates, base))
+    assert cost == pytest.approx(base_cost / 2)
 
 
 def test_rows_that_lie_further_apart_cost_more_up_to_the_widest_that_was_timed() -> None:
@@ -157,11 +177,13 @@ def test_rows_that_lie_further_apart_cost_more_up_to_the_widest_that_was_timed()
     assert mix.row_width == 128
     narrow, wide = _attention(64, 1, 256, 1.0, heads=1), _attention(64, 1, 256, 3.0, heads=3)
     rates = rates_of(_measured(replace(CPU, attention=(narrow, wide))), mix)
-    assert rates.host.attention["f16"].decode_s(256) == pytest.approx(256 * 2.0 * NS)  # half-way
+    assert rates.host.attention["f16"].decode_s(256) == pytest.approx(
+        COLD * 256 * 2.0 * NS
+    )  # half-way
     widest = rates_of(
         _measured(replace(CPU, attention=(narrow, wide))), replace(mix, row_width=999)
     )
-    assert widest.host.attention["f16"].decode_s(256) == pytest.approx(256 * 3.0 * NS)
+    assert widest.host.attention["f16"].decode_s(256) == pytest.approx(COLD * 256 * 3.0 * NS)
 
 
 def test_a_measured_disk_and_link_are_used() -> None:

@@ -19,6 +19,8 @@ _SMALLER_N_UBATCH = (256, 128, 64, 32)
 N_CTX_STEP = 256
 # ggml streams host weights to a GPU from this batch on (GGML_OP_OFFLOAD_MIN_BATCH).
 OFFLOAD_MIN_BATCH = 32
+# Sequences of one context (LLAMA_MAX_SEQ of llama-cparams.h).
+MAX_SEQUENCES = 256
 # Attention sinks lose accuracy even with a q8_0 cache (performance notes: same-top 74.9 %).
 _EXACT_CACHE_ARCHITECTURES = frozenset({"gpt-oss"})
 _Q8_BLOCK = 32
@@ -107,17 +109,25 @@ def base_settings(
     choice: Choice, workload: Workload, knobs: Knobs, *, n_gpus: int, n_threads: int
 ) -> EngineSettings:
     """Engine settings with nothing on a GPU yet."""
-    n_ubatch = max(1, min(choice.n_ubatch, align(choice.n_ctx, N_CTX_STEP)))
+    each = align(choice.n_ctx, N_CTX_STEP)
+    n_ctx = each * workload.n_seq_max
+    if workload.n_cells is not None:
+        n_ctx = align(max(choice.n_ctx, workload.n_cells), N_CTX_STEP)
+    n_ubatch = max(1, min(choice.n_ubatch, each if workload.n_cells is None else n_ctx))
     threads = knobs.n_threads or n_threads
+    n_batch = knobs.n_batch or max(n_ubatch, workload.n_seq_max)
+    n_outputs_max = knobs.n_outputs_max or workload.n_seq_max
+    if knobs.pooling is not None:  # a prompt is pooled within one ubatch, each token an output
+        n_batch = n_outputs_max = n_ubatch = align(n_ubatch, workload.n_seq_max)
     return EngineSettings(
         n_gpu_layers=0,
         layers_per_device=(0,) * n_gpus,
         overrides=(),
-        n_ctx=align(choice.n_ctx, N_CTX_STEP) * workload.n_seq_max,
+        n_ctx=n_ctx,
         n_seq_max=workload.n_seq_max,
-        n_batch=knobs.n_batch or max(n_ubatch, workload.n_seq_max),
+        n_batch=n_batch,
         n_ubatch=n_ubatch,
-        n_outputs_max=knobs.n_outputs_max or workload.n_seq_max,
+        n_outputs_max=n_outputs_max,
         type_k=choice.type_k,
         type_v=choice.type_v,
         flash_attn=choice.flash_attn,
@@ -125,12 +135,13 @@ def base_settings(
         op_offload=n_gpus > 0 and knobs.op_offload is not False,
         op_offload_min_batch=knobs.op_offload_min_batch or OFFLOAD_MIN_BATCH,
         swa_full=bool(knobs.swa_full),
-        kv_unified=workload.n_seq_max > 1,
+        kv_unified=workload.n_seq_max > 1 and knobs.kv_unified is not False,
         load_mode=knobs.load_mode or "none",
         use_extra_bufts=(knobs.load_mode or "none") == "none",
         n_threads=threads,
         n_threads_batch=threads,
         adapters=knobs.adapters,
+        pooling=knobs.pooling,
     )
 
 

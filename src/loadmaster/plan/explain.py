@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from loadmaster.plan.choices import MIN_N_CTX, first_choice, smaller_cache
-from loadmaster.plan.search import Failure, Problem, Search, Solution, search
+from loadmaster.plan.problem import Failure, Problem, Search, Solution
+from loadmaster.plan.search import search
 from loadmaster.plan.speed import predict
 from loadmaster.plan.types import (
     CPU,
@@ -144,7 +145,7 @@ def solve_variations(
     for variation in variations:
         if len(found) == _N_ALTERNATIVES:
             break
-        solved = yield from search(variation.problem)
+        solved = yield from search(variation.problem, outcome)
         if isinstance(solved, Solution):
             speed = predict(
                 solved.traffic, problem.rates, solved.settings, variation.problem.workload

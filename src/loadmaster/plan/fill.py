@@ -5,8 +5,9 @@ the choice is a bounded subset sum over counts, not over pieces.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from loadmaster.plan.parts import Piece
+from loadmaster.plan.parts import Kind, Piece
 
 # Sums kept while counts are combined. Beyond it, sums are thinned evenly; with 1,024 of them the
 # loss stays under 1/1024 of the room left after the bulk.
@@ -16,29 +17,40 @@ _MAX_SUMS = 1024
 _EXACT_COUNT = 6
 
 
-def fill(pieces: Sequence[Piece], room_bytes: int, gpu: int) -> list[Piece]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """Which matrices get room on a GPU before others that are read as often."""
+
+    last: frozenset[Kind] = frozenset()  # kinds that come after all others
+    first_layers: bool = False  # among equals the first layers' matrices, not the last layers'
+
+
+def fill(
+    pieces: Sequence[Piece], room_bytes: int, gpu: int, last: frozenset[Kind] = frozenset()
+) -> list[Piece]:
     """Choose pieces for `gpu` that fit in `room_bytes`.
 
-    Pieces that are read whole for every token come before experts, which are read in part; inside
-    each of the two, the most bytes that fit. Earlier pieces are preferred among equals.
+    Pieces that are read whole for every token come before experts, which are read in part, and the
+    kinds in `last` after the others; inside each group, the most bytes that fit. Earlier pieces are
+    preferred among equals.
     """
     chosen: list[Piece] = []
     if room_bytes <= 0:
         return chosen
-    for group in _by_density(pieces):
+    for group in _in_order(pieces, last):
         taken = _subset(group, room_bytes, gpu)
         chosen += taken
         room_bytes -= sum(piece.gpu_bytes[gpu] for piece in taken)
     return chosen
 
 
-def _by_density(pieces: Sequence[Piece]) -> list[list[Piece]]:
+def _in_order(pieces: Sequence[Piece], last: frozenset[Kind]) -> list[list[Piece]]:
     """Groups of pieces with the same share read per token, the densest first."""
-    groups: dict[int, list[Piece]] = {}
+    groups: dict[tuple[int, bool], list[Piece]] = {}
     for piece in pieces:
         share = round(64 * piece.read_bytes / max(1, piece.host_bytes))
-        groups.setdefault(share, []).append(piece)
-    return [groups[share] for share in sorted(groups, reverse=True)]
+        groups.setdefault((share, piece.kind not in last), []).append(piece)
+    return [groups[key] for key in sorted(groups, reverse=True)]
 
 
 def _subset(pieces: Sequence[Piece], room_bytes: int, gpu: int) -> list[Piece]:

@@ -76,6 +76,7 @@ def traffic_under(model: ModelSpec, settings: EngineSettings) -> Traffic:
         host_layers=devices.count(CPU) / len(devices),
         streamed_bytes=host_bytes,
         handovers=len({device for device in devices if device != CPU}) + 2 * len(apart),
+        expert_share=model.n_expert_used / model.n_expert if model.n_expert else 0.0,
     )
 
 

@@ -9,7 +9,7 @@ from loadmaster.plan.speed import Reads, Traffic, decode_costs
 from loadmaster.plan.types import EngineSettings, Lever, Workload
 from loadmaster.units import GIB
 
-_MORE_VRAM_BYTES = 8 * GIB
+MORE_VRAM_BYTES = 8 * GIB
 _N_SEQUENCES = 8
 # A lever that gives less is not worth a line.
 _LEAST_GAIN = 1.03
@@ -41,9 +41,9 @@ def _levers(
     )
     yield _lever("half the bits per weight", halved, rates, settings, depth)
     if traffic.host_read_bytes:
-        yield _lever("RAM and cores twice as fast", traffic, _faster_host(rates), settings, depth)
+        yield _lever("RAM and cores twice as fast", traffic, faster_host(rates), settings, depth)
     if traffic.host_read_bytes and rates.gpus:
-        moved = _with_vram(traffic, _MORE_VRAM_BYTES)
+        moved = with_vram(traffic, MORE_VRAM_BYTES)
         yield _lever("8 GiB more VRAM", moved, rates, settings, depth)
     many = _N_SEQUENCES / _step_s(traffic, rates, settings, depth, _N_SEQUENCES)
     yield Lever(what=f"{_N_SEQUENCES} sequences at once, together", decode_tok_s=many)
@@ -69,7 +69,9 @@ def _scaled(reads: Reads, factor: float) -> Reads:
     )
 
 
-def _faster_host(rates: Rates) -> Rates:
+def faster_host(rates: Rates) -> Rates:
+    """RAM and cores twice as fast."""
+
     def twice(curve: Curve) -> Curve:
         return replace(curve, s_per_byte=tuple(value / 2 for value in curve.s_per_byte))
 
@@ -80,7 +82,7 @@ def _faster_host(rates: Rates) -> Rates:
     return replace(rates, host=faster)
 
 
-def _with_vram(traffic: Traffic, more_bytes: int) -> Traffic:
+def with_vram(traffic: Traffic, more_bytes: int) -> Traffic:
     """So many more weights on the first GPU; experts as they are read, dense ones before them."""
     dense = min(traffic.host.dense_bytes, more_bytes)
     routed = min(traffic.host.routed_bytes, more_bytes - dense)

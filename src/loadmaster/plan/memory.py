@@ -281,7 +281,8 @@ def output_bytes(model: ModelSpec, settings: EngineSettings) -> Bytes:
     """The host's logits buffer once a step asked for n_outputs_max rows.
 
     llama_context::output_reserve: it begins with n_seq_max rows and grows; it is in no memory
-    breakdown. n_outputs_max 0 means n_batch.
+    breakdown. n_outputs_max 0 means n_batch. With embeddings, a row has logits all the same.
     """
     n_outputs = settings.n_outputs_max or settings.n_batch
-    return Bytes(4 * model.n_vocab * max(n_outputs, settings.n_seq_max))
+    width = model.n_vocab + (0 if settings.pooling is None else model.n_embd)
+    return Bytes(4 * width * max(n_outputs, settings.n_seq_max))

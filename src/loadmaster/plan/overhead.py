@@ -32,6 +32,8 @@ _CONTEXT_BYTES = {
 # Private memory before a model is open: the command (18.1 MiB) and the worker with the engine's
 # libraries (14.2), and what the kernel keeps for them.
 PROCESS_BYTES = 35 * MIB
+# A server in the command: its libraries, connections and what requests leave in caches.
+SERVER_BYTES = 32 * MIB
 # The child that renders the model's own chat template (10.4 MiB).
 TEMPLATE_BYTES = 11 * MIB
 # A line editor in the command, `chat` beside `run`.
@@ -44,8 +46,14 @@ BPE_TABLES_BYTES = 23 * MIB // 10
 # and what the reader of the header keeps of it (30); a merge in its hash table.
 TOKEN_BYTES = 230
 MERGE_BYTES = 112
+# A candidate of a sampler (llama_token_data).
+CANDIDATE_BYTES = 12
 # A string of the vocabulary while the engine loads, in the file's own table beside the vocabulary.
 HEADER_STRING_BYTES = 32
+# llguidance with its compiled schemas, and a token in its vocabulary: 3.6 MiB for 4,096 tokens,
+# 8.2 for 32,000, at the highest 26.4 for 128,000 and 47.5 for 256,000.
+SCHEMA_BYTES = 8 * MIB
+SCHEMA_TOKEN_BYTES = 185
 # What a GPU with asynchronous copies loads through: four blocks of 1 MiB.
 ASYNCHRONOUS_STAGING_BYTES = 4 * MIB
 _ASYNCHRONOUS = frozenset({"cuda", "rocm"})
@@ -59,13 +67,17 @@ _UNROLLED_DEEPLY = frozenset({"kimi-k3", "glm5-next", "hrm_text"})
 _LEAST_NODES = 1024
 
 
-def default_overheads(gpus: Sequence[Gpu], *, line_editor: bool = False) -> Overheads:
+def default_overheads(
+    gpus: Sequence[Gpu], *, line_editor: bool = False, server: bool = False, schemas: bool = False
+) -> Overheads:
     """Bounds for a machine where nothing has been calibrated."""
+    extra = (LINE_EDITOR_BYTES if line_editor else 0) + (SERVER_BYTES if server else 0)
     return Overheads(
         device_bytes={gpu.id: Bytes(_CONTEXT_BYTES[gpu.backend]) for gpu in gpus},
         device_source="bound",
-        process_bytes=Bytes(PROCESS_BYTES + (LINE_EDITOR_BYTES if line_editor else 0)),
+        process_bytes=Bytes(PROCESS_BYTES + extra),
         process_source="bound",
+        schemas=schemas or server,
     )
 
 
@@ -80,6 +92,10 @@ def host_items(
         (graph_bytes(model, settings), "bound", "graph metadata"),
         (work_bytes(model, settings), "bound", f"CPU work buffer, n_ubatch {settings.n_ubatch}"),
     ]
+    if settings.n_seq_max > 1:
+        rows.append((sampler_bytes(model, settings), "bound", "samplers of the other sequences"))
+    if overheads.schemas:
+        rows.append((schema_bytes(model), "bound", "JSON schemas and their vocabulary"))
     items = [
         MemoryItem(device=CPU, kind="overhead", bytes=Bytes(size), source=source, why=why)
         for size, source, why in rows
@@ -100,6 +116,19 @@ def tokenizer_bytes(model: ModelSpec) -> Bytes:
         return Bytes(0)
     tables = BPE_TABLES_BYTES if model.tokenizer_model == "gpt2" else 0
     return Bytes(tables + model.n_vocab * TOKEN_BYTES + model.n_merges * MERGE_BYTES)
+
+
+def sampler_bytes(model: ModelSpec, settings: EngineSettings) -> Bytes:
+    """A sampler chain keeps a candidate for each token (llama_sampler_chain.cur): id, logit,
+    probability. `tokenizer_bytes` has those of one sequence."""
+    return Bytes((settings.n_seq_max - 1) * model.n_vocab * CANDIDATE_BYTES)
+
+
+def schema_bytes(model: ModelSpec) -> Bytes:
+    """What following JSON schemas takes, from the first one on."""
+    if model.tokenizer_model in ("none", "no_vocab"):
+        return Bytes(0)
+    return Bytes(SCHEMA_BYTES + model.n_vocab * SCHEMA_TOKEN_BYTES)
 
 
 def graph_bytes(model: ModelSpec, settings: EngineSettings) -> Bytes:

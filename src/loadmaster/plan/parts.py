@@ -16,6 +16,9 @@ _ROUTED = re.compile(r"_exps\.")
 _OUTPUT = re.compile(r"^(output|output_norm|cls|cls_out)\b")
 
 
+Kind = tuple[str, int]  # matrices of one role and one size
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
     """A tensor, or several that always move together."""
@@ -25,6 +28,10 @@ class Piece:
     gpu_bytes: tuple[int, ...]  # padded size on each GPU, by that GPU's rules
     host_bytes: int
     read_bytes: int  # read for one token: experts count by the share that is used
+
+    @property
+    def kind(self) -> Kind:
+        return self.role, self.host_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

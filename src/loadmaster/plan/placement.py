@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loadmaster.plan.fill import fill
+from loadmaster.plan.fill import Order, fill
 from loadmaster.plan.parts import Layer, Parts, Piece, group_by_layer
 from loadmaster.plan.patterns import number_regex
 from loadmaster.plan.types import CPU, Override
+
+USUAL_ORDER = Order()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +43,18 @@ class Placement:
 
 
 def place(
-    parts: Parts, n_gpu_layers: int, rooms: Sequence[int], *, runs: Sequence[int] | None = None
+    parts: Parts,
+    n_gpu_layers: int,
+    rooms: Sequence[int],
+    *,
+    runs: Sequence[int] | None = None,
+    order: Order = USUAL_ORDER,
 ) -> Placement | None:
     """The filling with the most bytes read from GPUs; None when the layers do not fit.
 
     `rooms` are the bytes on each GPU for weights and caches. Of several ways to cut the layers
     into runs, the one that gets the most weights onto GPUs is taken, unless `runs` fixes them.
+    `order` says which matrices get room first.
     """
     on_gpu = parts.layers[len(parts.layers) - n_gpu_layers :]
     rooms = [room - pinned for room, pinned in zip(rooms, parts.pinned_gpu_bytes, strict=True)]
@@ -55,7 +63,7 @@ def place(
     placements = [
         placement
         for cut in ([tuple(runs)] if runs is not None else _cuts(on_gpu, rooms))
-        if (placement := _place_runs(parts, on_gpu, cut, rooms)) is not None
+        if (placement := _place_runs(parts, on_gpu, cut, rooms, order)) is not None
     ]
     return max(placements, key=lambda it: sum(it.gpu_read_bytes), default=None)
 
@@ -117,7 +125,11 @@ def _first_fit(sizes: Sequence[Sequence[int]], rooms: Sequence[int]) -> tuple[in
 
 
 def _place_runs(
-    parts: Parts, on_gpu: Sequence[Layer], runs: tuple[int, ...], rooms: Sequence[int]
+    parts: Parts,
+    on_gpu: Sequence[Layer],
+    runs: tuple[int, ...],
+    rooms: Sequence[int],
+    order: Order,
 ) -> Placement | None:
     first = len(parts.layers) - len(on_gpu)
     runs_of_layers: list[Sequence[Layer]] = []
@@ -130,28 +142,33 @@ def _place_runs(
         runs_of_layers.append(layers)
     if any(room < 0 and runs[gpu] for gpu, room in enumerate(left)):
         return None
-    home = [_fill_home(layers, left[gpu], gpu) for gpu, layers in enumerate(runs_of_layers)]
-    left = [left[gpu] - sum(p.gpu_bytes[gpu] for p in home[gpu]) for gpu in range(parts.n_gpus)]
-    guests = _fill_guests(parts.layers[:first], left)
+    home, guests = _fill(runs_of_layers, parts.layers[:first], left, order)
     return _describe(parts, runs, runs_of_layers, home, guests)
 
 
-def _fill_home(layers: Sequence[Layer], room: int, gpu: int) -> list[Piece]:
-    """The layers' own matrices, from the last layer down, so that whole layers come together."""
-    pieces = [piece for layer in reversed(layers) for piece in layer.movable]
-    return fill(pieces, room, gpu)
-
-
-def _fill_guests(host_layers: Sequence[Layer], left: Sequence[int]) -> list[list[Piece]]:
-    """Matrices of layers whose attention stays on the host, in what is left on each GPU."""
-    pieces = [piece for layer in reversed(host_layers) for piece in layer.movable]
+def _fill(
+    runs_of_layers: Sequence[Sequence[Layer]],
+    host_layers: Sequence[Layer],
+    rooms: Sequence[int],
+    order: Order,
+) -> tuple[list[list[Piece]], list[list[Piece]]]:
+    """Matrices for each GPU: of its own layers, and of layers whose attention stays on the host."""
+    home: list[list[Piece]] = []
     guests: list[list[Piece]] = []
-    for gpu, room in enumerate(left):
-        taken = fill(pieces, room, gpu)
-        names = {piece.name for piece in taken}
-        pieces = [piece for piece in pieces if piece.name not in names]
-        guests.append(taken)
-    return guests
+    waiting = _pieces(host_layers, order)
+    for gpu, (layers, room) in enumerate(zip(runs_of_layers, rooms, strict=True)):
+        own = _pieces(layers, order)
+        names = {piece.name for piece in fill([*own, *waiting], room, gpu, order.last)}
+        home.append([piece for piece in own if piece.name in names])
+        guests.append([piece for piece in waiting if piece.name in names])
+        waiting = [piece for piece in waiting if piece.name not in names]
+    return home, guests
+
+
+def _pieces(layers: Sequence[Layer], order: Order) -> list[Piece]:
+    """Layer by layer, so that whole layers come together."""
+    ordered = layers if order.first_layers else reversed(layers)
+    return [piece for layer in ordered for piece in layer.movable]
 
 
 def _describe(

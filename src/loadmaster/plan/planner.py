@@ -6,7 +6,8 @@ from loadmaster.machine.types import Machine
 from loadmaster.model.types import ModelSpec
 from loadmaster.plan.explain import notes_of, solve_variations, variations_of
 from loadmaster.plan.levers import levers_of
-from loadmaster.plan.search import (
+from loadmaster.plan.objective import request_s
+from loadmaster.plan.problem import (
     Failure,
     Problem,
     Search,
@@ -14,8 +15,8 @@ from loadmaster.plan.search import (
     checked_devices,
     make_problem,
     rates_under,
-    search,
 )
+from loadmaster.plan.search import refined, search
 from loadmaster.plan.speed import predict
 from loadmaster.plan.types import (
     Alternative,
@@ -79,19 +80,24 @@ def planning(
     """
     problem = make_problem(machine, model, workload, budget, knobs, overheads, sizes)
     outcome = yield from search(problem)
+    if isinstance(outcome, Solution):
+        outcome = yield from refined(problem, outcome)
     nearby: tuple[Alternative, ...] = ()
     if alternatives:
         nearby = yield from solve_variations(problem, outcome, variations_of(problem, outcome))
     if isinstance(outcome, Failure):
-        return _does_not_fit(problem, outcome, nearby)
-    return _plan(problem, outcome, nearby, stamp)
+        return refusal_of(problem, outcome, nearby)
+    return plan_of(problem, outcome, nearby, stamp)
 
 
-def _plan(
+def plan_of(
     problem: Problem, solution: Solution, alternatives: tuple[Alternative, ...], stamp: str
 ) -> Plan:
+    """The plan of a placement that fits."""
     model, settings = problem.model, solution.settings
-    workload = replace(problem.workload, n_ctx=settings.n_ctx // settings.n_seq_max)
+    workload = problem.workload
+    if workload.n_cells is None:
+        workload = replace(workload, n_ctx=settings.n_ctx // settings.n_seq_max)
     return Plan(
         model_name=model.name,
         architecture=model.architecture,
@@ -114,6 +120,9 @@ def _predicted(problem: Problem, solution: Solution, workload: Workload) -> Pred
     """Speed, load time and levers of the plan."""
     rates = rates_under(problem, solution.settings)
     found = predict(solution.traffic, rates, solution.settings, workload)
+    if workload.kind == "batch" and rates.basis != "unknown":
+        seconds = request_s(solution.traffic, rates, solution.settings, workload)
+        found = replace(found, jobs_per_hour=3600 / seconds)
     measured = problem.machine.measured
     disk = measured.disk_read_bytes_s if measured else None
     return replace(
@@ -123,9 +132,8 @@ def _predicted(problem: Problem, solution: Solution, workload: Workload) -> Pred
     )
 
 
-def _does_not_fit(
-    problem: Problem, failure: Failure, nearest: tuple[Alternative, ...]
-) -> DoesNotFit:
+def refusal_of(problem: Problem, failure: Failure, nearest: tuple[Alternative, ...]) -> DoesNotFit:
+    """What is missing for the placement that came closest."""
     shortfalls = tuple(
         Shortfall(
             device=device.id, budget_bytes=device.budget_bytes, need_bytes=device.planned_bytes

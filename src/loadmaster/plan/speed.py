@@ -16,9 +16,9 @@ from loadmaster.plan.types import EngineSettings, Prediction, Workload
 HANDOVER_S = 30e-6
 # From this many tokens on, the engine's flash attention works in tiles (GGML_FA_TILE_Q of
 # ggml-cpu/common.h; the matrix kernels of CUDA begin lower).
-_TILE_TOKENS = 64
+TILE_TOKENS = 64
 # Weights that arrive at less than this share of the memory's own rate wait for arithmetic.
-_BANDWIDTH_BOUND = 0.6
+BANDWIDTH_BOUND = 0.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +53,18 @@ class Traffic:
     disk_read_bytes: int = 0  # weights beyond the RAM budget, read again for every token
     streamed_bytes: int = 0  # CPU-resident weights sent to a GPU for a prefill of one ubatch
     handovers: int = 0  # times the graph crosses from one device to another
+    expert_share: float = 0.0  # of a layer's experts, those that one token uses
 
     @property
     def host_read_bytes(self) -> int:
         return self.host.total_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """All weights on the host that products are made with, every expert counted."""
+        experts = self.host.routed_bytes
+        whole = int(experts / self.expert_share) if self.expert_share else experts
+        return self.host.total_bytes - experts + whole
 
 
 def weights_s(reads: Reads, rates: DeviceRates, tokens: float, n_outputs: float) -> float:
@@ -79,7 +87,7 @@ def decode_costs(
         for reads, gpu in zip(traffic.gpus, rates.gpus, strict=True)
     )
     return {
-        _host_bound(traffic, rates, host): host,
+        host_bound(traffic, rates, host): host,
         "vram-bandwidth": vram,
         "attention": n_sequences
         * _decode_attention_s(traffic, rates, settings, depth, n_sequences),
@@ -87,13 +95,13 @@ def decode_costs(
         "handover": traffic.handovers * HANDOVER_S,
         "overhead": rates.step_s
         + n_sequences * rates.sequence_s
-        + _rest_s(traffic, rates, steps=1, tokens=n_sequences),
+        + rest_s(traffic, rates, steps=1, tokens=n_sequences),
     }
 
 
-def _host_bound(traffic: Traffic, rates: Rates, seconds: float) -> str:
+def host_bound(traffic: Traffic, rates: Rates, seconds: float) -> str:
     at_full_rate = traffic.host_read_bytes / rates.host.bytes_s
-    return "cpu-compute" if at_full_rate < _BANDWIDTH_BOUND * seconds else "ram-bandwidth"
+    return "cpu-compute" if at_full_rate < BANDWIDTH_BOUND * seconds else "ram-bandwidth"
 
 
 def _decode_attention_s(
@@ -103,20 +111,20 @@ def _decode_attention_s(
     the mask hides."""
     host = rates.host.attention[settings.type_k]
     hidden = depth * (n_sequences - 1) if settings.kv_unified else 0.0
-    seconds = _seen_s(
+    seconds = seen_s(
         traffic.host_width, traffic.host_window_width, traffic.window, depth, host.decode_s
     )
     seconds += (traffic.host_width + traffic.host_window_width) * hidden * host.hidden_s
     if rates.gpus:
         gpu = rates.gpus[0].attention[settings.type_k]
-        seconds += _seen_s(
+        seconds += seen_s(
             traffic.gpu_width, traffic.gpu_window_width, traffic.window, depth, gpu.decode_s
         )
         seconds += (traffic.gpu_width + traffic.gpu_window_width) * hidden * gpu.hidden_s
     return seconds
 
 
-def _seen_s(
+def seen_s(
     width: int, window_width: int, window: int, depth: float, cost: Callable[[float], float]
 ) -> float:
     """Seconds of one token's attention to the cells it sees."""
@@ -124,7 +132,7 @@ def _seen_s(
     return width * cost(depth) + window_width * cost(windowed)
 
 
-def _rest_s(traffic: Traffic, rates: Rates, *, steps: float, tokens: float) -> float:
+def rest_s(traffic: Traffic, rates: Rates, *, steps: float, tokens: float) -> float:
     """Norms, activations, positions: a cost for each step and one for each token."""
     host, share = rates.host, traffic.host_layers
     seconds = share * (steps * host.step_s + tokens * host.token_s)
@@ -161,7 +169,7 @@ def prefill_costs(
         "attention": tokens * _prefill_attention_s(traffic, rates, settings, depth, n_ubatch),
         "link": link,
         "disk": n_steps * traffic.disk_read_bytes / rates.disk_bytes_s,
-        "overhead": n_steps * rates.step_s + _rest_s(traffic, rates, steps=n_steps, tokens=tokens),
+        "overhead": n_steps * rates.step_s + rest_s(traffic, rates, steps=n_steps, tokens=tokens),
     }
 
 
@@ -174,18 +182,18 @@ def _chunk_s(
     the product do not overlap (ggml_backend_tensor_copy is synchronous for host sources).
     """
     gpus = sum(
-        weights_s(_layers(reads), gpu, tokens, 0)
+        weights_s(without_output(reads), gpu, tokens, 0)
         for reads, gpu in zip(traffic.gpus, rates.gpus, strict=True)
     )
     streams = settings.op_offload and bool(rates.gpus) and tokens >= settings.op_offload_min_batch
     if not streams:
-        return gpus + weights_s(_layers(traffic.host), rates.host, tokens, 0), 0.0
+        return gpus + weights_s(without_output(traffic.host), rates.host, tokens, 0), 0.0
     fastest = max(range(len(rates.gpus)), key=lambda index: rates.link_bytes_s[index])
-    there = weights_s(_layers(traffic.host), rates.gpus[fastest], tokens, 0)
+    there = weights_s(without_output(traffic.host), rates.gpus[fastest], tokens, 0)
     return gpus + there, traffic.streamed_bytes / rates.link_bytes_s[fastest]
 
 
-def _layers(reads: Reads) -> Reads:
+def without_output(reads: Reads) -> Reads:
     """Without the output matrix, which a prompt needs once and not for each token."""
     return Reads(dense_bytes=reads.dense_bytes, routed_bytes=reads.routed_bytes)
 
@@ -194,13 +202,13 @@ def _prefill_attention_s(
     traffic: Traffic, rates: Rates, settings: EngineSettings, depth: float, n_ubatch: int
 ) -> float:
     """Seconds for one token of a prompt."""
-    if n_ubatch < _TILE_TOKENS:
+    if n_ubatch < TILE_TOKENS:
         return _decode_attention_s(traffic, rates, settings, depth, 1)
     host = rates.host.attention[settings.type_k].prefill_s
-    seconds = _seen_s(traffic.host_width, traffic.host_window_width, traffic.window, depth, host)
+    seconds = seen_s(traffic.host_width, traffic.host_window_width, traffic.window, depth, host)
     if rates.gpus:
         gpu = rates.gpus[0].attention[settings.type_k].prefill_s
-        seconds += _seen_s(traffic.gpu_width, traffic.gpu_window_width, traffic.window, depth, gpu)
+        seconds += seen_s(traffic.gpu_width, traffic.gpu_window_width, traffic.window, depth, gpu)
     return seconds
 
 
@@ -210,13 +218,11 @@ def _prefill_attention_s(
 def turn_s(traffic: Traffic, rates: Rates, settings: EngineSettings, workload: Workload) -> float:
     """Seconds of one turn, prompt and answer, in a conversation that fills half of n_ctx.
 
-    This is what a placement for `chat` is chosen by. Handovers are left out: they show only in
-    models so small that where they lie hardly matters.
+    This is what a placement for `chat` is chosen by.
     """
     depth = settings.n_ctx / settings.n_seq_max / 2
     prefill = sum(prefill_costs(traffic, rates, settings, workload.prompt_tokens, depth).values())
-    costs = decode_costs(traffic, rates, settings, depth)
-    decode = sum(cost for cause, cost in costs.items() if cause != "handover")
+    decode = sum(decode_costs(traffic, rates, settings, depth).values())
     return prefill + workload.output_tokens * decode
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from loadmaster.model.types import Pooling
 from loadmaster.units import Bytes
 
 CPU = "cpu"
@@ -28,6 +29,8 @@ class Workload:
     n_seq_max: int = 1
     prompt_tokens: int = 512  # expected of one request; they weigh prefill against decode
     output_tokens: int = 256
+    shared_tokens: int = 0  # leading prompt tokens that the requests have in common
+    n_cells: int | None = None  # of all sequences together; None: n_ctx for each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,9 @@ class Knobs:
     swa_full: bool | None = None
     load_mode: LoadMode | None = None
     n_threads: int | None = None
+    n_seq_max: int | None = None  # sequences of a job
+    kv_unified: bool | None = None  # one cache for all sequences, or one for each
+    pooling: Pooling | None = None  # open it for embeddings or ranks instead of text
     adapters: tuple[Adapter, ...] = ()
 
 
@@ -107,6 +113,9 @@ class EngineSettings:
     n_threads: int
     n_threads_batch: int
     adapters: tuple[Adapter, ...] = ()
+    # One vector for a prompt, instead of text: the mean of its tokens' vectors, that of the first
+    # or the last, or a rank. Every token of a step is an output then.
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +162,7 @@ class Overheads:
     device_source: Source
     process_bytes: Bytes  # parent and worker before a model is open, their private memory
     process_source: Source
+    schemas: bool = False  # requests may bring JSON schemas: the vocabulary is kept once more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +215,8 @@ class Prediction:
     decode_tok_s: float | None
     prefill_tok_s: float | None
     ttft_s: float | None
-    # `ram-bandwidth`, `cpu-compute`, `vram-bandwidth`, `attention`, `disk`, `handover`, `overhead`
+    # `ram-bandwidth`, `cpu-compute`, `vram-bandwidth`, `attention`, `disk`, `handover`, `overhead`;
+    # of many sequences also `gpu-compute` and `link`
     bound_by: str
     basis: Literal["measured", "table", "unknown"]
     jobs_per_hour: float | None = None  # prompts and answers of the workload's lengths

@@ -341,6 +341,8 @@ _ATTENTION_POINTS: tuple[_AttentionPoint, ...] = (
     # A row for each head: the same arithmetic reads four times as much.
     *(("f16", 128, 8, 1, 1, cells) for cells in (1024, 4096)),
     *(("f16", 64, 8, 4, 1, cells) for cells in (256, 1024, 4096)),
+    # A narrower cell.
+    *(("f16", 64, 4, 4, 1, cells) for cells in (1024, 4096)),
     *(("f16", 128, 4, 4, 256, cells) for cells in (512, 4096)),
     ("f16", 64, 8, 4, 256, 512),
     *(("q8_0", 128, 4, 4, 1, cells) for cells in (256, 4096)),
