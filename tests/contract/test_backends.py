@@ -167,7 +167,7 @@ def test_a_prompt_longer_than_n_ctx_is_refused_with_both_numbers(case: Case) -> 
 
 def test_a_saved_sequence_goes_on(case: Case) -> None:
     expected, _ = run(case.engine, request("before-save", case.prompt, 10))
-    state = case.engine.save_state(0)
+    state = case.engine.save_state()
     assert state.tokens[: len(case.prompt)] == tuple(case.prompt)
     for seq_id in (0, 1):  # other prompts take both slots
         run(case.engine, request(f"other-{seq_id}", case.prompt[::-1], 4))

@@ -1,145 +1,108 @@
-"""Laws of the scheduler, under any order of events: a driver and a backend in miniature."""
+"""Laws of the scheduler, under any order of events, on engines of every kind."""
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from loadmaster.scheduler.core import Scheduler
-from loadmaster.scheduler.types import (
-    Action,
-    Admit,
-    Admitted,
-    Cancelled,
-    Event,
-    Evict,
-    Finish,
-    Limits,
-    Refuse,
-    Step,
-    StepCut,
-    Stepped,
-    Submitted,
-)
+from loadmaster.scheduler.types import Finish
+from tests.scheduler_parts import N_TOKENS, Run, limits
 
-tokens = st.integers(0, 2)  # few, so that prompts share prefixes
-prompts = st.lists(tokens, max_size=14).map(tuple)
+tokens = st.integers(1, N_TOKENS - 1)
+beginnings = st.sampled_from([(), (1,), (1, 2, 3, 4, 1, 2, 3, 4), (1, 2, 3, 4, 4, 4)])
+prompts = st.tuples(beginnings, st.lists(tokens, max_size=8).map(tuple)).map(lambda p: p[0] + p[1])
+KINDS = {
+    "unified": {},
+    "all ids run": {"n_seq_ids": None, "partial_state": False},
+    "apart": {"n_seq_ids": None, "partial_state": False, "shared_prefix": False},
+    "recurrent": {
+        "n_seq_ids": None, "partial_state": False, "partial_removal": False, "shared_at_end": True,
+    },
+    "windowed": {"n_seq_ids": None, "partial_state": False, "shared_at_end": True},
+}  # fmt: skip
 
 
 class Laws(RuleBasedStateMachine):
-    """Keeps its own account of cells and ends, and compares."""
+    """The scheduler on a pool that counts its cells itself."""
 
     @initialize(
-        n_seq_max=st.integers(1, 3),
-        n_ctx=st.integers(4, 24),
-        n_batch=st.integers(3, 8),
-        partial=st.booleans(),
+        kind=st.sampled_from(sorted(KINDS)),
+        n_seq_max=st.sampled_from([1, 2, 3, 5, 9]),
+        n_ctx=st.integers(8, 60),
+        n_batch=st.integers(5, 12),
+        state_bytes=st.sampled_from([0, 80, 10_000]),
     )
-    def open(self, n_seq_max: int, n_ctx: int, n_batch: int, partial: bool) -> None:
-        self.limits = Limits(
-            n_ctx=n_ctx,
-            n_ctx_seq=n_ctx,
-            n_seq_max=n_seq_max,
-            n_batch=n_batch,
-            n_ubatch=min(4, n_batch),
-            partial_removal=partial,
-        )
-        self.core = Scheduler(self.limits)
-        self.cells: dict[int, list[int]] = {slot: [] for slot in range(n_seq_max)}
-        self.step: Step | None = None
-        self.submitted: dict[str, Submitted] = {}
-        self.ended: dict[str, str] = {}
-        self.admitted: list[str] = []
-        self.now = 0.0
+    def open(self, kind: str, n_seq_max: int, n_ctx: int, n_batch: int, state_bytes: int) -> None:
+        changes = {"n_seq_ids": n_seq_max + 4} | KINDS[kind]
+        self.run = Run(
+            limits(
+                n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch, n_ubatch=min(4, n_batch),
+                state_bytes=state_bytes, **changes,
+            ),
+            on_step=lambda _: None,
+        )  # fmt: skip
 
-    def give(self, event: Event) -> None:
-        events = [event]
-        while events:
-            self.now += 1
-            for action in self.core.on_event(events.pop(0), self.now):
-                events += self.do(action)
+    @rule(
+        prompt=prompts,
+        max_tokens=st.none() | st.integers(1, 30),
+        priority=st.sampled_from([0, 1, 1]),
+        scope=st.sampled_from(["", "", "b"]),
+        stops=st.booleans(),
+    )
+    def submit(
+        self, prompt: tuple[int, ...], max_tokens: int | None, priority: int, scope: str,
+        stops: bool,
+    ) -> None:  # fmt: skip
+        name = f"r{len(self.run.requests)}"
+        self.run.submit(name, prompt, max_tokens, priority=priority, scope=scope, stops=stops)
 
-    def do(self, action: Action) -> list[Event]:
-        match action:
-            case Admit():
-                del self.cells[action.slot][action.n_keep :]
-                prompt = self.submitted[action.request_id].prompt
-                assert tuple(self.cells[action.slot]) == prompt[: action.n_keep]
-                self.admitted.append(action.request_id)
-                return [Admitted(slot=action.slot, n_kept=action.n_keep)]
-            case Evict():
-                self.cells[action.slot].clear()
-            case Step():
-                assert self.step is None
-                self.step = action
-            case Finish() | Refuse():
-                assert action.request_id not in self.ended
-                how = action.finish_reason if isinstance(action, Finish) else "refused"
-                self.ended[action.request_id] = how
-        return []
-
-    @rule(prompt=prompts, max_tokens=st.none() | st.integers(1, 10))
-    def submit(self, prompt: tuple[int, ...], max_tokens: int | None) -> None:
-        name = f"r{len(self.submitted)}"
-        self.submitted[name] = Submitted(request_id=name, prompt=prompt, max_tokens=max_tokens)
-        self.give(self.submitted[name])
-
-    @precondition(lambda self: self.submitted)
+    @precondition(lambda self: self.run.requests)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.submitted)))
-        before = self.ended.get(name)
-        self.give(Cancelled(request_id=name))
-        assert before is None or self.ended[name] == before
+        name = data.draw(st.sampled_from(sorted(self.run.requests)))
+        before = self.run.ends.get(name)
+        self.run.cancel(name)
+        if before is None and self.run.step is None:
+            end = self.run.ends[name]
+            assert isinstance(end, Finish)
+            assert end.finish_reason == "cancelled"
+        else:
+            assert self.run.ends.get(name) == before
 
-    @precondition(lambda self: self.step is not None)
-    @rule(token=tokens, stop=st.booleans(), n_run=st.integers(1, 9))
-    def run_step(self, token: int, stop: bool, n_run: int) -> None:
-        assert self.step is not None
-        step, self.step = self.step, None
-        assert 0 < sum(len(part.tokens) for part in step.work) <= self.limits.n_batch
-        for part in step.work:
-            assert part.position == len(self.cells[part.seq_id])
-            self.cells[part.seq_id] += part.tokens
-        sampled = {part.seq_id: token for part in step.work if part.sample}
-        run = [token + 1] * (min(n_run, step.repeat) - 1)  # what a lone sequence went on with
-        if run:
-            (slot,) = sampled
-            self.cells[slot] += [token, *run[:-1]]
-        stopped = set(list(sampled)[:1]) if stop else ()
-        self.give(Stepped(tokens=sampled, stopped=stopped, run=run))
+    @rule(n_steps=st.integers(1, 12), n_run=st.integers(1, 9))
+    def run_steps(self, n_steps: int, n_run: int) -> None:
+        for _ in range(n_steps):
+            first = self.first()
+            before = len(self.run.streams[first]) if first else 0
+            fed = self.run.core.stats().n_prefilled_tokens
+            if not self.run.run_step(n_run):
+                assert self.run.core.idle
+                break
+            # whoever is first gets on with every step
+            assert first is not None
+            assert (
+                len(self.run.streams[first]) > before
+                or self.run.core.stats().n_prefilled_tokens > fed
+            )
 
-    @precondition(lambda self: self.step is not None)
-    @rule()
-    def withdraw_step(self) -> None:
-        self.step = None
-        self.give(StepCut(begun=False))
+    def first(self) -> str | None:
+        left = [name for name in self.run.requests if name not in self.run.ends]
+        return min(left, key=lambda n: (self.run.requests[n].priority, int(n[1:])), default=None)
 
-    @invariant()
-    def cells_stay_within_n_ctx(self) -> None:
-        if hasattr(self, "core"):
-            assert self.core.reserved_cells <= self.limits.n_ctx
-            assert sum(map(len, self.cells.values())) <= self.limits.n_ctx
+    @rule(no_room=st.booleans())
+    def withdraw_step(self, no_room: bool) -> None:
+        self.run.cut_step(no_room=no_room)
 
     @invariant()
     def accounts_agree(self) -> None:
-        if hasattr(self, "core"):
-            for slot, cells in self.cells.items():
-                assert self.core.cells(slot) == tuple(cells)
-
-    @invariant()
-    def first_come_first_served(self) -> None:
-        if hasattr(self, "core"):
-            assert self.admitted == sorted(self.admitted, key=lambda name: int(name[1:]))
+        if hasattr(self, "run"):
+            self.run.check()
 
     def teardown(self) -> None:
-        if not hasattr(self, "core"):
-            return
-        for _ in range(10_000):
-            if self.step is None:
-                break
-            self.run_step(0, False, 1)
-        assert self.ended.keys() == self.submitted.keys()
-        assert self.core.idle
-        assert self.core.reserved_cells == 0
+        if hasattr(self, "run"):
+            self.run.finish(n_run=3)
+            self.run.check()
+            self.run.check_streams()
+            assert self.run.core.stats().n_cells_running == 0
+            assert self.run.states == {}
 
 
 TestLaws = Laws.TestCase

@@ -1,236 +1,325 @@
-"""The scheduler's decisions, event by event."""
+"""The scheduler's decisions, one situation at a time."""
 
-from loadmaster.scheduler.core import Scheduler, common_prefix
+from loadmaster.scheduler.core import Scheduler
 from loadmaster.scheduler.types import (
-    Action,
-    Admit,
     Admitted,
     Cancelled,
-    Evict,
     Finish,
-    Limits,
+    Preempt,
     Progress,
+    Ready,
     Refuse,
-    Restored,
     SequenceWork,
     Step,
     StepCut,
     Stepped,
     Submitted,
 )
+from tests.scheduler_parts import Run, limits, solo
+
+PREFIX = tuple(range(100, 120))
 
 
-def scheduler(
-    n_seq_max: int = 1, n_ctx: int = 64, n_batch: int = 8, partial_removal: bool = True
-) -> Scheduler:
-    return Scheduler(
-        Limits(
-            n_ctx=n_ctx,
-            n_ctx_seq=n_ctx,
-            n_seq_max=n_seq_max,
-            n_batch=n_batch,
-            n_ubatch=min(4, n_batch),
-            partial_removal=partial_removal,
-        )
-    )
+def lengths(step: Step | None) -> list[tuple[int, int]]:
+    return [(part.seq_id, len(part.tokens)) for part in step.work] if step else []
 
 
-def submit(
-    core: Scheduler, name: str, prompt: tuple[int, ...], max_tokens: int | None = 4
-) -> list[Action]:
-    """Submit and answer the admission, if there is one."""
-    actions = core.on_event(
-        Submitted(request_id=name, prompt=prompt, max_tokens=max_tokens), now=0.0
-    )
-    for action in list(actions):
-        if isinstance(action, Admit):
-            actions += core.on_event(Admitted(slot=action.slot, n_kept=action.n_keep), now=0.0)
-    return actions
-
-
-def steps(actions: list[Action]) -> list[tuple[SequenceWork, ...]]:
-    return [action.work for action in actions if isinstance(action, Step)]
+# -- one request
 
 
 def test_a_prompt_is_fed_in_chunks_and_sampled_at_its_end() -> None:
-    core = scheduler(n_batch=4)
-    (first,) = steps(submit(core, "a", tuple(range(6))))
-    assert first == (SequenceWork(seq_id=0, tokens=(0, 1, 2, 3), position=0, sample=False),)
-    actions = core.on_event(Stepped(tokens={}), now=1.0)
-    assert Progress(request_id="a", n_done=4, n_prompt=6) in actions
-    assert steps(actions) == [(SequenceWork(seq_id=0, tokens=(4, 5), position=4, sample=True),)]
+    run = Run(limits(n_batch=4))
+    run.submit("a", tuple(range(6)))
+    step = run.decide()
+    assert step is not None
+    first = SequenceWork(seq_id=0, tokens=(0, 1, 2, 3), position=0, sample=False)
+    assert step.work == (first,)
+    run.run_step()
+    step = run.decide()
+    assert step is not None
+    assert step.work == (SequenceWork(seq_id=0, tokens=(4, 5), position=4, sample=True),)
 
 
-def test_a_sampled_token_is_fed_next() -> None:
-    core = scheduler()
-    submit(core, "a", (1, 2))
-    actions = core.on_event(Stepped(tokens={0: 77}), now=1.0)
-    assert steps(actions) == [(SequenceWork(seq_id=0, tokens=(77,), position=2, sample=True),)]
+def test_a_long_prompt_reports_progress() -> None:
+    core = Scheduler(limits(n_batch=4))
+    core.on_event(Submitted(request_id="a", prompt=tuple(range(6)), max_tokens=1), 0.0)
+    core.on_event(Ready(), 0.0)
+    core.on_event(Admitted(seq_id=0, n_kept=0), 0.0)
+    core.on_event(Ready(), 0.0)
+    assert core.on_event(Stepped(tokens={}), 1.0) == [
+        Progress(request_id="a", n_done=4, n_prompt=6)
+    ]
 
 
 def test_a_lone_sequence_may_decode_on() -> None:
-    core = scheduler()
-    submit(core, "a", (1, 2), max_tokens=5)
-    (step,) = core.on_event(Stepped(tokens={0: 5}), now=1.0)
-    assert isinstance(step, Step)
+    run = Run(limits())
+    run.submit("a", (1, 2), max_tokens=5)
+    run.run_step()
+    step = run.decide()
+    assert step is not None
     assert step.repeat == 4
-    (step,) = core.on_event(Stepped(tokens={0: 6}, run=(7, 8)), now=2.0)
-    assert core.cells(0) == (1, 2, 5, 6, 7)
-    assert isinstance(step, Step)
-    assert (step.work[0].tokens, step.work[0].position, step.repeat) == ((8,), 5, 1)
+    run.run_step(n_run=3)
+    assert run.core.stats().n_decode_steps == 3
+    step = run.decide()
+    assert step is not None
+    assert (step.work[0].position, step.repeat) == (5, 1)
+    run.finish()
+    run.check_streams()
 
 
-def test_nobody_decodes_on_while_others_wait() -> None:
-    core = scheduler()
-    submit(core, "a", (1, 2), max_tokens=5)
-    submit(core, "b", (3, 4), max_tokens=5)
-    (step,) = core.on_event(Stepped(tokens={0: 5}), now=1.0)
-    assert isinstance(step, Step)
-    assert step.repeat == 1
+def test_two_do_not_decode_on() -> None:
+    run = Run(limits())
+    run.submit("a", (1, 2), max_tokens=5)
+    run.submit("b", (3, 4), max_tokens=5)
+    run.run_step()
+    step = run.decide()
+    assert step is not None
+    assert (len(step.work), step.repeat) == (2, 1)
+
+
+def test_one_decodes_on_while_another_waits_for_its_place() -> None:
+    run = Run(limits(n_seq_max=1))
+    run.submit("a", (1, 2), max_tokens=9)
+    run.submit("b", (3, 4), max_tokens=9)
+    run.run_step()
+    step = run.decide()
+    assert step is not None
+    assert step.repeat == 8
 
 
 def test_times_and_counts_of_an_end() -> None:
-    core = scheduler()
-    submit(core, "a", (1, 2), max_tokens=2)
-    core.on_event(Stepped(tokens={0: 5}), now=3.0)
-    (end,) = core.on_event(Stepped(tokens={0: 6}), now=4.5)
+    core = Scheduler(limits())
+    core.on_event(Submitted(request_id="a", prompt=(1, 2), max_tokens=2), 0.0)
+    core.on_event(Ready(), 1.0)
+    core.on_event(Admitted(seq_id=0, n_kept=0), 1.0)
+    core.on_event(Ready(), 1.0)
+    core.on_event(Stepped(tokens={0: 5}), 3.0)
+    core.on_event(Ready(), 3.0)
+    end = core.on_event(Stepped(tokens={0: 6}), 4.5)[0]
     assert end == Finish(
-        request_id="a",
-        slot=0,
-        finish_reason="length",
-        n_prompt=2,
-        n_cached=0,
-        n_generated=2,
-        prefill_s=3.0,
-        decode_s=1.5,
-    )
+        request_id="a", seq_id=0, finish_reason="length", n_prompt=2, n_cached=0, n_generated=2,
+        n_preempted=0, prefill_s=2.0, decode_s=1.5,
+    )  # fmt: skip
     assert core.idle
-
-
-def test_a_stopped_stream_ends() -> None:
-    core = scheduler()
-    submit(core, "a", (1, 2))
-    (end,) = core.on_event(Stepped(tokens={0: 5}, stopped=[0]), now=1.0)
-    assert isinstance(end, Finish)
-    assert (end.finish_reason, end.n_generated) == ("stop", 1)
 
 
 def test_a_full_sequence_ends_by_length() -> None:
-    core = scheduler(n_ctx=4)
-    submit(core, "a", (1, 2, 3), max_tokens=None)
-    (end,) = core.on_event(Stepped(tokens={0: 5}), now=1.0)
-    assert isinstance(end, Finish)
-    assert end.finish_reason == "length"
+    run = Run(limits(n_ctx=6))
+    run.submit("a", (1, 2, 3), max_tokens=None)
+    run.finish()
+    assert run.reasons() == {"a": "length"}
+    assert len(run.streams["a"]) == 3
 
 
-def test_a_prompt_that_leaves_no_room_is_refused() -> None:
-    core = scheduler(n_ctx=4)
-    assert submit(core, "a", (1, 2, 3, 4)) == [Refuse(request_id="a", n_prompt=4, n_ctx=4)]
-    assert core.idle
+def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers() -> None:
+    run = Run(limits(n_ctx=4))
+    run.submit("a", (1, 2, 3, 4))
+    run.submit("b", ())
+    assert run.ends["a"] == Refuse(request_id="a", n_prompt=4, n_ctx=4)
+    assert run.ends["b"] == Refuse(request_id="b", n_prompt=0, n_ctx=4)
+    assert run.core.idle
 
 
-def test_the_next_prompt_goes_on_from_kept_cells() -> None:
-    core = scheduler()
-    submit(core, "a", (1, 2, 3), max_tokens=1)
-    core.on_event(Stepped(tokens={0: 9}), now=1.0)
-    actions = submit(core, "b", (1, 2, 8, 9))
-    assert actions[0] == Admit(slot=0, request_id="b", n_keep=2)
-    assert steps(actions) == [(SequenceWork(seq_id=0, tokens=(8, 9), position=2, sample=True),)]
+# -- steps of many
 
 
-def test_an_equal_prompt_feeds_its_last_token_again() -> None:
-    core = scheduler()
-    submit(core, "a", (1, 2, 3), max_tokens=1)
-    core.on_event(Stepped(tokens={0: 9}), now=1.0)
-    assert submit(core, "b", (1, 2, 3))[0] == Admit(slot=0, request_id="b", n_keep=2)
+def test_decoding_sequences_share_a_step_with_a_chunk() -> None:
+    run = Run(limits(n_ubatch=6))
+    run.submit("a", (1, 2), max_tokens=9)
+    run.run_step()
+    run.submit("b", tuple(range(10, 30)), max_tokens=9)
+    assert lengths(run.decide()) == [(0, 1), (1, 5)]  # n_ubatch in all
 
 
-def test_without_partial_removal_cells_are_kept_only_as_a_whole() -> None:
-    core = scheduler(partial_removal=False)
-    submit(core, "a", (1, 2, 3), max_tokens=1)
-    core.on_event(Stepped(tokens={0: 9}), now=1.0)
-    assert core.cells(0) == (1, 2, 3)
-    actions = submit(core, "b", (1, 2, 8))
-    assert actions[0] == Admit(slot=0, request_id="b", n_keep=0)
-    core.on_event(Cancelled(request_id="b"), now=2.0)
-    core.on_event(StepCut(), now=2.0)
-    core.on_event(Restored(slot=0, tokens=(1, 2, 3)), now=3.0)
-    assert submit(core, "c", (1, 2, 3, 4))[0] == Admit(slot=0, request_id="c", n_keep=3)
-
-
-def test_what_the_backend_could_not_keep_is_fed_again() -> None:
-    core = scheduler()
-    core.on_event(Restored(slot=0, tokens=(1, 2, 3)), now=0.0)
-    core.on_event(Submitted(request_id="a", prompt=(1, 2, 4), max_tokens=1), now=0.0)
-    actions = core.on_event(Admitted(slot=0, n_kept=0), now=0.0)
-    assert steps(actions) == [(SequenceWork(seq_id=0, tokens=(1, 2, 4), position=0, sample=True),)]
-
-
-def test_decoding_sequences_share_a_step_with_a_short_chunk() -> None:
-    core = scheduler(n_seq_max=2)
-    submit(core, "a", (1, 2), max_tokens=9)
-    submit(core, "b", tuple(range(10, 20)), max_tokens=9)
-    actions = core.on_event(Stepped(tokens={0: 5}), now=1.0)
-    for action in list(actions):
-        if isinstance(action, Admit):
-            actions += core.on_event(Admitted(slot=action.slot, n_kept=0), now=1.0)
-    actions += core.on_event(Stepped(tokens={0: 6}), now=2.0)
-    mixed = steps(actions)[-1]
-    assert [(part.seq_id, len(part.tokens)) for part in mixed] == [(0, 1), (1, 3)]  # n_ubatch 4
+def test_a_prompt_gets_on_beside_many_decodes() -> None:
+    run = Run(limits(n_seq_max=8, n_ubatch=4, n_ctx=400))
+    for index in range(7):
+        run.submit(f"r{index}", (index, 50), max_tokens=30)
+    run.run_step()
+    run.submit("late", tuple(range(60, 70)), max_tokens=1)
+    assert lengths(run.decide())[-1] == (7, 1)
 
 
 def test_first_come_first_served() -> None:
-    core = scheduler()
-    submit(core, "a", (1,), max_tokens=1)
-    submit(core, "b", (2,), max_tokens=1)
-    submit(core, "c", (3,), max_tokens=1)
-    actions = core.on_event(Stepped(tokens={0: 9}), now=1.0)
-    assert [a.request_id for a in actions if isinstance(a, Admit)] == ["b"]
+    run = Run(limits(n_seq_max=1))
+    for name in ("a", "b", "c"):
+        run.submit(name, (ord(name),), max_tokens=1)
+    run.finish()
+    assert list(run.ends) == ["a", "b", "c"]
 
 
-def test_a_request_waits_until_its_cells_are_free() -> None:
-    core = scheduler(n_seq_max=2, n_ctx=16)
-    submit(core, "a", (1,), max_tokens=11)
-    assert core.reserved_cells == 12
-    core.on_event(Submitted(request_id="b", prompt=(2,), max_tokens=9), now=0.0)
-    actions = core.on_event(Stepped(tokens={0: 9}, stopped=[0]), now=1.0)
-    assert [a.request_id for a in actions if isinstance(a, Admit)] == ["b"]
+def test_a_small_request_does_not_overtake_one_that_waits_for_cells() -> None:
+    run = Run(limits(n_ctx=40))
+    run.submit("a", tuple(range(20)), max_tokens=10)
+    run.run_step()
+    run.submit("large", tuple(range(50, 70)), max_tokens=4)
+    run.submit("small", (1,), max_tokens=1)
+    run.finish()
+    assert run.admitted == ["a", "large", "small"]
 
 
-def test_idle_cells_give_way_to_a_reservation() -> None:
-    core = scheduler(n_seq_max=2, n_ctx=16)
-    core.on_event(Restored(slot=0, tokens=tuple(range(12))), now=0.0)
-    actions = submit(core, "a", (90, 91), max_tokens=None)
-    assert Evict(slot=0) in actions or Admit(slot=0, request_id="a", n_keep=0) in actions
-    assert core.reserved_cells == 16
-    assert len(core.cells(0)) + len(core.cells(1)) == 0
+# -- when cells run out
 
 
-def test_cancel_in_the_queue_and_in_a_step() -> None:
-    core = scheduler()
-    submit(core, "a", (1, 2))
-    submit(core, "b", (3, 4))
-    (queued,) = core.on_event(Cancelled(request_id="b"), now=1.0)
-    assert isinstance(queued, Finish)
-    assert (queued.request_id, queued.slot, queued.finish_reason) == ("b", None, "cancelled")
-    assert core.on_event(Cancelled(request_id="a"), now=1.0) == []
-    (running,) = core.on_event(Stepped(tokens={0: 5}), now=2.0)
-    assert isinstance(running, Finish)
-    assert running.finish_reason == "cancelled"
-    assert core.on_event(Cancelled(request_id="a"), now=3.0) == []
+def test_admission_does_not_set_all_of_max_tokens_aside() -> None:
+    run = Run(limits(n_ctx=100))
+    for index in range(3):
+        run.submit(f"r{index}", (index,) * 10, max_tokens=80)
+    run.run_step()
+    assert run.core.stats().n_running == 3
+    run.finish()
+    run.check_streams()
+    assert set(run.reasons().values()) == {"length"}
+
+
+def test_the_last_gives_up_and_goes_on_from_its_state() -> None:
+    run = Run(limits(n_ctx=100))
+    for index in range(3):
+        run.submit(f"r{index}", (index,) * 10, max_tokens=60)
+    run.finish()
+    stats = run.core.stats()
+    assert set(run.preempted) == {"r1", "r2"}
+    assert stats.n_restored == stats.n_preempted == len(run.preempted)
+    assert stats.n_prefilled_tokens == 30  # nothing was fed twice
+    assert stats.state_bytes == 0 < stats.state_peak_bytes <= 10_000
+    run.check_streams()
+
+
+def test_without_room_for_states_it_is_fed_again() -> None:
+    run = Run(limits(n_ctx=100, state_bytes=0))
+    for index in range(3):
+        run.submit(f"r{index}", (index,) * 10, max_tokens=60)
+    run.finish()
+    assert run.preempted
+    assert run.core.stats().n_restored == 0
+    assert run.core.stats().n_prefilled_tokens > 30
+    run.check_streams()
+
+
+def test_a_shared_beginning_is_not_saved() -> None:
+    run = Run(limits(n_ctx=120))
+    for index in range(3):
+        run.submit(f"r{index}", (*PREFIX, index), max_tokens=40)
+    taken: list[Preempt] = []
+    give = run._preempt  # what the driver is asked
+
+    def note(action: Preempt) -> object:
+        taken.append(action)
+        return give(action)
+
+    run._preempt = note  # type: ignore[method-assign, assignment]
+    run.finish()
+    assert {action.start for action in taken} == {len(PREFIX)}
+    assert run.core.stats().n_restored
+    run.check_streams()
+
+
+def test_the_engine_may_have_fewer_cells_than_we_count() -> None:
+    run = Run(limits(n_ctx=100))
+    run.submit("old", (9,) * 20, max_tokens=1)
+    run.finish()
+    run.submit("a", (1,) * 20)
+    run.submit("b", (2,) * 20)
+    run.run_step()
+    run.cut_step(no_room=True)
+    assert run.preempted == []  # what was kept goes first
+    run.cut_step(no_room=True)
+    assert run.preempted == ["b"]
+    run.finish()
+    run.check_streams()
+
+
+# -- priorities
+
+
+def test_a_person_goes_before_a_job() -> None:
+    run = Run(limits(n_seq_max=1, n_ctx=200))
+    run.submit("item", tuple(range(50, 80)), max_tokens=30, priority=1)
+    run.run_step()
+    run.run_step()
+    run.run_step()
+    run.submit("person", (1, 2, 3), max_tokens=2)
+    run.run_step()
+    assert run.fed[-1] == "person"
+    assert run.preempted == ["item"]
+    run.finish()
+    assert list(run.ends) == ["person", "item"]
+    end = run.ends["item"]
+    assert isinstance(end, Finish)
+    assert end.n_preempted == 1
+    run.check_streams()
+
+
+def test_a_person_takes_cells_from_a_job() -> None:
+    run = Run(limits(n_ctx=64))
+    run.submit("item", tuple(range(50, 90)), max_tokens=20, priority=1)
+    run.run_step()
+    run.submit("person", tuple(range(40)), max_tokens=8)
+    run.run_step()
+    assert run.fed[-1] == "person"
+    run.finish()
+    run.check_streams()
+
+
+def test_items_do_not_preempt_each_other_to_get_in() -> None:
+    run = Run(limits(n_seq_max=1))
+    run.submit("a", (1, 2), max_tokens=8, priority=1)
+    run.run_step()
+    run.submit("b", (3, 4), max_tokens=8, priority=1)
+    run.finish()
+    assert run.preempted == []
+
+
+# -- cancelling
+
+
+def test_cancel_in_the_queue_while_running_and_during_a_step() -> None:
+    run = Run(limits(n_seq_max=1))
+    for name in ("a", "b", "c"):
+        run.submit(name, (1, 2), max_tokens=9)
+    run.run_step()
+    run.cancel("b")
+    run.cancel("a")
+    run.cancel("a")
+    assert run.reasons() == {"a": "cancelled", "b": "cancelled"}
+    step = run.decide()
+    assert step is not None
+    assert run.core.on_event(Cancelled(request_id="c"), 1.0) == []  # the step is under way
+    run.run_step()
+    assert run.reasons()["c"] == "cancelled"
+    assert run.core.idle
+
+
+def test_cancelled_cells_are_free_for_the_next_step() -> None:
+    run = Run(limits(n_ctx=64))
+    run.submit("a", tuple(range(50)), max_tokens=10)
+    run.run_step()
+    run.submit("b", tuple(range(60, 110)), max_tokens=10)
+    assert run.core.stats().n_running == 1
+    run.cancel("a")
+    run.run_step()
+    assert run.fed[-1] == "b"
 
 
 def test_a_cut_step_never_was() -> None:
-    core = scheduler(n_batch=4)
-    submit(core, "a", tuple(range(6)))
-    core.on_event(Cancelled(request_id="a"), now=1.0)
-    (end,) = core.on_event(StepCut(), now=1.0)
-    assert isinstance(end, Finish)
-    assert core.cells(0) == ()
+    run = Run(limits(n_batch=4))
+    run.submit("a", tuple(range(6)))
+    run.decide()
+    run.step = None
+    run.core.on_event(Cancelled(request_id="a"), 1.0)
+    run.give(StepCut())
+    assert run.reasons() == {"a": "cancelled"}
+    assert run.pool.n_used == run.core.stats().n_cells_used == 0
 
 
-def test_common_prefix() -> None:
-    assert common_prefix((1, 2, 3), (1, 2, 4)) == 2
-    assert common_prefix((), (1,)) == 0
-    assert common_prefix((1, 2), (1, 2, 3)) == 2
-    assert common_prefix(tuple(range(100_000)), tuple(range(99_999))) == 99_999
+def test_a_cut_that_takes_all_cells_feeds_them_again() -> None:
+    run = Run(limits())
+    run.submit("a", (1, 2, 3), max_tokens=6)
+    run.run_step()
+    step = run.decide()
+    assert step is not None
+    run.step = None
+    run.pool.remove(0, 0)
+    run.give(StepCut(lost=[0]))
+    run.finish()
+    assert tuple(run.streams["a"]) == solo((1, 2, 3), 6)

@@ -7,33 +7,50 @@ parent two thousand times a second, on the very cores that decode.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from loadmaster.engine.detokenize import TextStream
+from loadmaster.engine.sequences import Sequences
+from loadmaster.engine.stream import Stream
 from loadmaster.engine.types import (
     Backend,
-    DoneEvent,
     GenerateEvent,
     GenerateRequest,
     PrefillEvent,
-    TextEvent,
+    StepResult,
+    TokenLogprob,
 )
-from loadmaster.errors import BusyError, ContextLengthError
+from loadmaster.errors import (
+    BusyError,
+    ContextLengthError,
+    EngineError,
+    LoadmasterError,
+    UsageError,
+)
 from loadmaster.scheduler.core import Scheduler
 from loadmaster.scheduler.types import (
     Action,
     Admit,
     Admitted,
+    Adopt,
     Cancelled,
+    Copy,
+    Discard,
     Event,
     Evict,
     Finish,
+    Forget,
     Limits,
+    Lost,
+    Offered,
+    Preempt,
     Progress,
+    Ready,
     Refuse,
-    Restored,
+    SchedulerStats,
     SequenceWork,
+    Shelve,
+    StateRoom,
     Step,
     StepCut,
     Stepped,
@@ -41,21 +58,12 @@ from loadmaster.scheduler.types import (
 )
 
 FLUSH_S = 0.04  # at 0.02 s the demo model lost 2 % of its decode tok/s, at 0.04 s none to be seen
+FLUSH_STREAMS = 32  # so many streams send at that pace
+FLUSH_ITEM_S = 0.5  # of an item of a job, which nobody reads meanwhile
 
 Clock = Callable[[], float]
 Report = Callable[[GenerateEvent], None]
-ReportRefusal = Callable[[str, ContextLengthError], None]
-
-
-@dataclass(slots=True, kw_only=True)
-class _Stream:
-    """The output side of one request."""
-
-    request: GenerateRequest
-    text: TextStream
-    n_tokens: int = 0
-    pending: str = ""
-    sent_s: float = float("-inf")  # the first text goes out at once
+ReportRefusal = Callable[[str, UsageError], None]
 
 
 class Driver:
@@ -79,9 +87,11 @@ class Driver:
         self._refuse = refuse
         self._attention = attention
         self._clock = clock
-        self._streams: dict[str, _Stream] = {}
-        self._by_slot: dict[int, _Stream] = {}
+        self._streams: dict[str, Stream] = {}
+        self._by_seq: dict[int, Stream] = {}
+        self._sequences = Sequences(backend)
         self._next_step: Step | None = None
+        self._adopted: int | None = None
         self._step_lock = threading.Lock()
         self._stepping_alone: str | None = None
         self._cancel_asked: set[str] = set()
@@ -93,21 +103,26 @@ class Driver:
     # -- requests
 
     def submit(self, request: GenerateRequest) -> None:
-        self._streams[request.request_id] = _Stream(request=request, text=TextStream(request.stop))
+        if request.json_schema is not None:
+            try:
+                self._backend.check_schema(request.json_schema)
+            except UsageError as error:
+                self._refuse(request.request_id, error)
+                return
+        self._streams[request.request_id] = Stream(request=request, text=TextStream(request.stop))
         self._take(
             Submitted(
                 request_id=request.request_id,
                 prompt=request.prompt,
                 max_tokens=request.max_tokens,
+                priority=request.priority,
+                prefix_scope=request.prefix_scope,
             )
         )
 
     def cancel(self, request_id: str) -> None:
         """End a request; of an unknown one, nothing happens."""
         self._take(Cancelled(request_id=request_id))
-        if self._next_step is not None:  # not begun: the cancelled request need not pay for it
-            self._next_step = None
-            self._take(StepCut(begun=False))
 
     def interrupt(self, request_id: str) -> None:
         """Cut the running step short if it is this request's alone, and begin no other of it.
@@ -120,60 +135,100 @@ class Driver:
             if self._stepping_alone == request_id:
                 self._backend.interrupt()
 
-    def save(self, slot: int) -> tuple[tuple[int, ...], bytes]:
-        """The tokens of a slot's cells, and the cells."""
-        return self._scheduler.cells(slot), self._backend.save_state(slot)
+    def stats(self) -> SchedulerStats:
+        """Counts, and what is in use between two steps."""
+        return self._scheduler.stats()
 
-    def restore(self, slot: int, tokens: tuple[int, ...], state: bytes) -> None:
-        """Put saved cells into an idle slot, so that a prompt that begins with them goes on.
+    def allow_states(self, n_bytes: int) -> None:
+        """Let the states of preempted requests take so much host RAM."""
+        self._take(StateRoom(state_bytes=n_bytes))
+
+    def save(self) -> tuple[tuple[int, ...], bytes]:
+        """The tokens of the sequence whose request ended last, and its cells.
 
         Raises:
-            BusyError: a request runs in the slot.
+            UsageError: no ended sequence has cells.
+        """
+        seq_id = self._scheduler.last_kept
+        if seq_id is None:
+            raise UsageError("there is no sequence to save: nothing was generated yet")
+        return self._scheduler.cells(seq_id), self._backend.save_state(seq_id)
+
+    def restore(self, tokens: tuple[int, ...], state: bytes) -> None:
+        """Put saved cells back, so that a prompt that begins with their tokens goes on.
+
+        Raises:
+            BusyError: running requests have all cells.
             EngineRefusedError: the state belongs to another model.
         """
-        if slot in self._by_slot:
-            raise BusyError(f"sequence {slot} is busy")
-        self._backend.remove(slot, 0)
-        self._take(Restored(slot=slot, tokens=()))
-        self._backend.restore_state(slot, state)
-        self._take(Restored(slot=slot, tokens=tokens))
+        self._adopted = None
+        self._take(Offered(tokens=tokens))
+        if self._adopted is None:
+            raise BusyError(f"there is no room for {len(tokens)} saved cells")
+        try:
+            self._backend.restore_state(self._adopted, state)
+        except LoadmasterError:
+            self._take(Lost(seq_id=self._adopted))
+            raise
 
-    def forget(self, slots: Iterable[int]) -> None:
-        """The cells of these idle slots are gone: something else used them."""
-        for slot in slots:
-            self._backend.remove(slot, 0)
-            self._take(Restored(slot=slot, tokens=()))
+    def forget(self) -> None:
+        """Drop the cells of every ended sequence.
+
+        Raises:
+            BusyError: a request is running.
+        """
+        if not self.idle:
+            raise BusyError("a request is running")
+        self._take(Forget())
 
     # -- the loop
 
     def step(self) -> None:
         """Run the next step, if there is one; of a lone sequence, some `FLUSH_S` of steps."""
+        self._decide()
         step, self._next_step = self._next_step, None
         if step is None:
             return
         if not self._begin_step(step.work):
-            self._take(StepCut(begun=False))
+            self._take(StepCut())
             return
         try:
             event = self._decode_run(step) if self._may_run(step) else self._one_step(step.work)
         finally:
             with self._step_lock:
                 self._stepping_alone = None
-        self._take(event)
+        if not self._take(event) and isinstance(event, StepCut) and event.no_room:
+            raise EngineError("the engine found no free KV cells for a step that had them")
+
+    def _decide(self) -> None:
+        """Ask for the next step until the scheduler has nothing to prepare for it."""
+        while self._take(Ready()) and self._next_step is None:
+            pass
 
     def _may_run(self, step: Step) -> bool:
-        """Stop strings are looked for after every token."""
-        return step.repeat > 1 and not self._by_slot[step.work[0].seq_id].request.stop
+        """Stop strings are looked for after every token; so are schemas and log-probabilities."""
+        request = self._by_seq[step.work[0].seq_id].request
+        return step.repeat > 1 and not request.every_token
 
     def _one_step(self, work: tuple[SequenceWork, ...]) -> Event:
         result = self._backend.step(work)
+        if result.no_room:
+            return StepCut(no_room=True)
         if result.cut:
-            for part in work:
-                self._backend.remove(part.seq_id, part.position)
-            return StepCut()
+            remove = self._backend.remove
+            lost = [part.seq_id for part in work if not remove(part.seq_id, part.position)]
+            return StepCut(lost=lost)
         now = self._clock()
-        stopped = [slot for slot, token in result.tokens.items() if self._feed(slot, (token,), now)]
+        stopped = [seq_id for seq_id in result.tokens if self._feed_one(seq_id, result, now)]
         return Stepped(tokens=result.tokens, stopped=stopped)
+
+    def _feed_one(self, seq_id: int, result: StepResult, now: float) -> bool:
+        """Add a step's token to its stream; whether the stream stops with it."""
+        stream, token = self._by_seq[seq_id], result.tokens[seq_id]
+        if stream.request.json_schema is not None:
+            stream.failure = result.failed.get(seq_id)
+        stopped = self._feed(seq_id, (token,), now, result.logprobs.get(seq_id))
+        return stopped or seq_id in result.ended
 
     def _decode_run(self, step: Step) -> Event:
         (first,) = step.work
@@ -183,20 +238,26 @@ class Driver:
             first,
             step.repeat,
             lambda: clock() < deadline and not attention(),
-            stop_at_eog=not self._by_slot[first.seq_id].request.ignore_eos,
+            stop_at_eog=not self._by_seq[first.seq_id].request.ignore_eos,
         )
-        slot, tokens = first.seq_id, result.tokens
-        if result.cut:
-            self._backend.remove(slot, first.position + len(tokens))
+        seq_id, tokens = first.seq_id, result.tokens
+        if result.no_room:
+            return StepCut(no_room=True)
+        kept = not result.cut or self._backend.remove(seq_id, first.position + len(tokens))
         if not tokens:
-            return StepCut()
-        stopped = (slot,) if self._feed(slot, tokens, clock()) else ()
-        return Stepped(tokens={slot: tokens[0]}, stopped=stopped, run=tokens[1:])
+            return StepCut(lost=() if kept else (seq_id,))
+        stopped = (seq_id,) if self._feed(seq_id, tokens, clock()) else ()
+        return Stepped(
+            tokens={seq_id: tokens[0]},
+            stopped=stopped,
+            run=tokens[1:],
+            lost=() if kept else (seq_id,),
+        )
 
     def _begin_step(self, work: tuple[SequenceWork, ...]) -> bool:
         """Open the step to `interrupt`; False when its cancellation is in the inbox already."""
         alone = len(work) == 1
-        request_id = self._by_slot[work[0].seq_id].request.request_id
+        request_id = self._by_seq[work[0].seq_id].request.request_id
         with self._step_lock:
             if alone and request_id in self._cancel_asked:
                 return False
@@ -204,33 +265,38 @@ class Driver:
             self._stepping_alone = request_id if alone else None
             return True
 
-    def _feed(self, slot: int, tokens: Sequence[int], now: float) -> bool:
+    def _feed(
+        self, seq_id: int, tokens: Sequence[int], now: float, logprob: TokenLogprob | None = None
+    ) -> bool:
         """Add tokens to their stream; whether it stops with the last one."""
-        stream = self._by_slot[slot]
-        stream.n_tokens += len(tokens)
-        ended = not stream.request.ignore_eos and self._backend.is_eog(tokens[-1])
-        raw = b"".join(map(self._backend.token_bytes, tokens[:-1] if ended else tokens))
-        stream.pending += stream.text.feed(raw)
-        if stream.pending and now - stream.sent_s >= FLUSH_S:
-            self._flush(stream, now)
-        return ended or stream.text.stopped
+        stream = self._by_seq[seq_id]
+        stopped = stream.feed(self._backend, tokens, logprob)
+        if stream.pending and now - stream.sent_s >= self._flush_s(stream):
+            self._report(stream.take(now))
+        return stopped
 
-    def _flush(self, stream: _Stream, now: float) -> None:
-        text, stream.pending, stream.sent_s = stream.pending, "", now
-        self._report(
-            TextEvent(request_id=stream.request.request_id, text=text, n_tokens=stream.n_tokens)
-        )
+    def _flush_s(self, stream: Stream) -> float:
+        """Of many streams each sends more rarely: an event costs as much as a token's step."""
+        seconds = FLUSH_S * max(1.0, len(self._by_seq) / FLUSH_STREAMS)
+        return seconds if stream.request.priority == 0 else max(seconds, FLUSH_ITEM_S)
 
     # -- actions
 
-    def _take(self, event: Event) -> None:
-        """Give the scheduler an event and do what it says, and what follows from that."""
+    def _take(self, event: Event) -> bool:
+        """Give the scheduler an event and do what it says, and what follows from that.
+
+        Whether there was anything to do.
+        """
         events: list[Event] = [event]
+        active = False
         while events:
-            for action in self._scheduler.on_event(events.pop(0), self._clock()):
+            actions = self._scheduler.on_event(events.pop(0), self._clock())
+            active = active or bool(actions)
+            for action in actions:
                 answer = self._do(action)
                 if answer is not None:
                     events.append(answer)
+        return active
 
     def _do(self, action: Action) -> Event | None:
         match action:
@@ -238,26 +304,35 @@ class Driver:
                 self._next_step = action
             case Admit():
                 return self._admit(action)
+            case Preempt():
+                return self._sequences.preempt(action, self._by_seq.pop(action.seq_id))
+            case Evict():
+                return self._sequences.evict(action)
+            case Copy():
+                return self._sequences.copy(action)
+            case Shelve():
+                return self._sequences.shelve(action)
+            case _:
+                self._do_quietly(action)
+        return None
+
+    def _do_quietly(self, action: Action) -> None:
+        """What the scheduler needs no answer to."""
+        match action:
             case Finish():
                 self._finish(action)
             case Progress():
                 self._report_progress(action)
-            case Evict():
-                self._backend.remove(action.slot, 0)
+            case Discard():
+                self._streams[action.request_id].state = None
+            case Adopt():
+                self._adopted = action.seq_id
             case Refuse():
                 self._refuse_prompt(action)
-        return None
 
     def _admit(self, action: Admit) -> Admitted:
-        stream = self._streams[action.request_id]
-        kept = action.n_keep
-        if not self._backend.remove(action.slot, kept):
-            kept = 0
-        sampling = stream.request.sampling
-        recent = stream.request.prompt if sampling.repeat_penalty != 1.0 else ()
-        self._backend.start_sequence(action.slot, sampling, recent)
-        self._by_slot[action.slot] = stream
-        return Admitted(slot=action.slot, n_kept=kept)
+        stream = self._by_seq[action.seq_id] = self._streams[action.request_id]
+        return self._sequences.admit(action, stream)
 
     def _report_progress(self, action: Progress) -> None:
         self._report(
@@ -276,26 +351,13 @@ class Driver:
         with self._step_lock:
             stream = self._streams.pop(action.request_id)
             self._cancel_asked.discard(action.request_id)
-        if action.slot is not None:
-            del self._by_slot[action.slot]
-        reason = action.finish_reason
-        if reason != "cancelled":
-            stream.pending += stream.text.flush()
-            # What was held back may have turned out to be a stop string.
-            reason = "stop" if stream.text.stopped else reason
-        if stream.pending:
-            self._flush(stream, self._clock())
-        self._report(
-            DoneEvent(
-                request_id=action.request_id,
-                finish_reason=reason,
-                n_prompt=action.n_prompt,
-                n_cached=action.n_cached,
-                n_generated=action.n_generated,
-                prefill_s=action.prefill_s,
-                decode_s=action.decode_s,
-            )
-        )
+        if action.seq_id is not None:
+            del self._by_seq[action.seq_id]
+        if stream.sampler is not None:
+            self._backend.end_sequence(stream.sampler)
+        for event in stream.finish(action, self._clock()):
+            if event is not None:
+                self._report(event)
 
 
 def context_length_error(n_prompt: int, n_ctx: int) -> ContextLengthError:

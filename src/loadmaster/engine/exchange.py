@@ -7,7 +7,7 @@ happens to the worker.
 import itertools
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,9 @@ from loadmaster.errors import EngineError, LoadmasterError, UsageError
 from loadmaster.schema import SchemaError, from_json
 
 Stream = queue.SimpleQueue[GenerateEvent | LoadmasterError]
+# Gets a request's id with each of its events, on the watcher's thread: it must neither wait nor
+# raise. The last one is a DoneEvent, or the error with which the request was refused.
+Sink = Callable[[str, GenerateEvent | LoadmasterError], None]
 _EVENTS: dict[str, Any] = {"text": TextEvent, "prefill": PrefillEvent, "done": DoneEvent}
 
 
@@ -51,8 +54,11 @@ class _Open:
     """A request that has had no terminal event yet."""
 
     request: GenerateRequest
-    stream: Stream = field(default_factory=queue.SimpleQueue)
+    sink: Sink
     n_tokens: int = 0
+
+    def put(self, event: GenerateEvent | LoadmasterError) -> None:
+        self.sink(self.request.request_id, event)
 
 
 class Exchange:
@@ -74,15 +80,14 @@ class Exchange:
             self._calls[call.call_id] = call
         return call
 
-    def begin_request(self, request: GenerateRequest) -> Stream:
+    def begin_request(self, request: GenerateRequest, sink: Sink) -> None:
         """Register a request. Raises why the worker is no more."""
-        entry = _Open(request=request)
+        entry = _Open(request=request, sink=sink)
         with self._lock:
             self._check()
             if request.request_id in self._requests:
                 raise UsageError(f"request `{request.request_id}` is running already")
             self._requests[request.request_id] = entry
-        return entry.stream
 
     def check_alive(self) -> None:
         """Raises why the worker is no more, if it is no more."""
@@ -157,13 +162,13 @@ class Exchange:
         if entry is not None:
             if isinstance(event, TextEvent):
                 entry.n_tokens = event.n_tokens
-            entry.stream.put(event)
+            entry.put(event)
 
     def _end(self, request_id: object, terminal: DoneEvent | LoadmasterError) -> None:
         with self._lock:
             entry = self._requests.pop(str(request_id), None)
         if entry is not None:
-            entry.stream.put(terminal)
+            entry.put(terminal)
 
     def fail_all(self, failure: LoadmasterError) -> None:
         """The worker is no more: every call raises `failure`, every request ends with it."""
@@ -177,7 +182,7 @@ class Exchange:
         for call in calls.values():
             call.inbox.put(failure)
         for entry in requests.values():
-            entry.stream.put(_failed(entry, failure))
+            entry.put(_failed(entry, failure))
 
 
 def _failed(entry: _Open, failure: LoadmasterError) -> DoneEvent:

@@ -14,7 +14,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from loadmaster.engine.driver import context_length_error
+from loadmaster.engine.embedding import check_prompts, normalized, packed, vectors_of
+from loadmaster.engine.exchange import Sink
 from loadmaster.engine.meter import GpuMeter
+from loadmaster.engine.request_checks import check_request, check_tokens
 from loadmaster.engine.timing import Question, question_to_json
 from loadmaster.engine.types import (
     Capabilities,
@@ -26,6 +29,7 @@ from loadmaster.engine.types import (
     LoadedModel,
     LoadRequest,
     MemoryReport,
+    SchedulerStats,
     VirtualDevice,
 )
 from loadmaster.engine.watch import Watcher
@@ -148,6 +152,17 @@ class Engine:
         sizing: Sizing | SizingFailure = _decode(SizingFailure if failed else Sizing, result)
         return sizing
 
+    def open_vocabulary(self, path: Path) -> LoadedModel:
+        """Read a model's vocabulary alone, for `tokenize` and `tokenize_many` without a load.
+
+        Raises:
+            EngineRefusedError: the file was refused.
+        """
+        body = {"path": str(path)}
+        answer = self._watcher.call("open_vocabulary", body, doing="reading the vocabulary")
+        vocabulary: LoadedModel = _decode(LoadedModel, answer.result)
+        return vocabulary
+
     def time(self, question: Question) -> tuple[float, ...] | None:
         """Seconds of every run; None where the device cannot do it. No request may be running."""
         body = {"question": question_to_json(question)}
@@ -224,18 +239,79 @@ class Engine:
         answer = self._watcher.call("tokenize", body, doing="tokenizing")
         return list(_decode(tuple[int, ...], answer.result))
 
-    def save_state(self, seq_id: int = 0) -> SequenceState:
-        """The cells of a sequence. Call it while no request runs in the sequence."""
-        answer = self._watcher.call("save_state", {"seq_id": seq_id}, doing="saving a sequence")
+    def tokenize_many(
+        self, texts: Sequence[tuple[str, bool]], parse_special: bool = False
+    ) -> list[list[int]]:
+        """Each text's tokens; the flag beside it is `add_special`. One answer between two steps."""
+        body = {"texts": [list(text) for text in texts], "parse_special": parse_special}
+        answer = self._watcher.call("tokenize_many", body, doing="tokenizing")
+        return [list(tokens) for tokens in _decode(tuple[tuple[int, ...], ...], answer.result)]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Tokens to text, control tokens as the texts that stand for them."""
+        check_tokens(tokens, self._open_model().n_vocab)
+        answer = self._watcher.call("detokenize", {"tokens": list(tokens)}, doing="detokenizing")
+        return str(_decode(str, answer.result))
+
+    def stats(self) -> SchedulerStats:
+        """What the scheduler has counted, and what is in use. During a step it comes at its end."""
+        answer = self._watcher.call("stats", {}, doing="counting")
+        stats: SchedulerStats = _decode(SchedulerStats, answer.result)
+        return stats
+
+    def embed(
+        self, prompts: Sequence[Sequence[int]], *, normalize: bool = True
+    ) -> list[list[float]]:
+        """A vector for each prompt, of length 1 if normalized; of a model opened with a pooling.
+
+        Raises:
+            UsageError: the model was opened to write text.
+            ContextLengthError: a prompt is longer than a step.
+        """
+        loaded = self._open_model()
+        check_prompts(prompts, loaded)
+        check_tokens([token for prompt in prompts for token in prompt], loaded.n_vocab)
+        n_prompts = self.capabilities.n_seq_max if self.capabilities else 1
+        vectors: list[list[float]] = [[] for _ in prompts]
+        for step in packed([len(prompt) for prompt in prompts], loaded.n_embed_max, n_prompts):
+            body = {"prompts": [list(prompts[index]) for index in step]}
+            answer = self._watcher.call("embed", body, doing="embedding")
+            found = vectors_of(answer.payload, len(step), loaded.n_embd)
+            for index, vector in zip(step, found, strict=True):
+                vectors[index] = normalized(vector) if normalize else vector
+        return vectors
+
+    def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """How well each document answers the query; of a model opened with pooling `rank`.
+
+        Raises:
+            UsageError: the model was not opened for ranks.
+            ContextLengthError: query and document are longer than a step.
+        """
+        if self._open_model().pooling != "rank":
+            raise UsageError("the model was not opened for ranks", hint="open it with pooling rank")
+        body = {"query": query, "documents": list(documents)}
+        answer = self._watcher.call("pair_tokens", body, doing="tokenizing")
+        pairs = _decode(tuple[tuple[int, ...], ...], answer.result)
+        return [scores[0] for scores in self.embed(pairs, normalize=False)]
+
+    def _open_model(self) -> LoadedModel:
+        if self.loaded is None:
+            raise UsageError("no model is open in this engine")
+        return self.loaded
+
+    def save_state(self) -> SequenceState:
+        """The cells of the sequence whose request ended last."""
+        answer = self._watcher.call("save_state", {}, doing="saving a sequence")
         return SequenceState(tokens=_decode(tuple[int, ...], answer.result), data=answer.payload)
 
-    def restore_state(self, state: SequenceState, seq_id: int = 0) -> None:
+    def restore_state(self, state: SequenceState) -> None:
         """Put saved cells back: a prompt that begins with their tokens goes on from them.
 
         Raises:
             EngineRefusedError: the state belongs to another model or other KV types.
         """
-        body = {"seq_id": seq_id, "tokens": list(state.tokens)}
+        body = {"tokens": list(state.tokens)}
         self._watcher.call("restore_state", body, state.data, doing="restoring a sequence")
 
     # -- requests
@@ -247,15 +323,34 @@ class Engine:
 
         Raises:
             ContextLengthError: the prompt does not fit in n_ctx; nothing was fed.
+            UsageError: a parameter is out of range, or the JSON schema cannot be used.
             EngineError: no model is open, or the worker is gone already.
         """
-        if self.loaded is None:
-            raise UsageError("no model is open in this engine")
-        n_prompt = len(request.prompt)
-        if n_prompt == 0 or n_prompt >= self.loaded.n_ctx_seq:
-            raise context_length_error(n_prompt, self.loaded.n_ctx_seq)
+        self._check_prompt(request)
         events = self._watcher.open_stream(request)
         return self._events(request.request_id, events)
+
+    def start_request(self, request: GenerateRequest, sink: Sink) -> None:
+        """Run a request among others; its events go to `sink`, which must not wait or raise.
+
+        The last one is its one DoneEvent, or the error with which the worker refused it.
+
+        Raises:
+            ContextLengthError: the prompt does not fit in n_ctx; nothing was fed.
+            UsageError: a parameter is out of range, or the JSON schema cannot be used.
+            EngineError: no model is open, or the worker is gone already.
+        """
+        self._check_prompt(request)
+        self._watcher.submit(request, sink)
+
+    def _check_prompt(self, request: GenerateRequest) -> None:
+        loaded = self._open_model()
+        if loaded.pooling is not None:
+            raise UsageError(f"the model was opened for embeddings ({loaded.pooling}), not text")
+        n_prompt = len(request.prompt)
+        if n_prompt == 0 or n_prompt >= loaded.n_ctx_seq:
+            raise context_length_error(n_prompt, loaded.n_ctx_seq)
+        check_request(request, loaded)
 
     def _events(
         self, request_id: str, events: "queue.SimpleQueue[GenerateEvent | LoadmasterError]"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from loadmaster.engine.cap import MemoryCgroup
-from loadmaster.engine.exchange import Answer, Exchange, Stream
+from loadmaster.engine.exchange import Answer, Exchange, Sink, Stream
 from loadmaster.engine.logtail import LogTail
 from loadmaster.engine.postmortem import Death, explain, machine_oom_kills
 from loadmaster.engine.remote_errors import remote_error
@@ -104,9 +104,14 @@ class Watcher:
 
     def open_stream(self, request: GenerateRequest) -> Stream:
         """Submit a request; its events come on the stream, the last one terminal."""
-        stream = self.exchange.begin_request(request)
-        self.send({"kind": "submit", "request": to_json(request)}, quiet=True)
+        stream: Stream = queue.SimpleQueue()
+        self.submit(request, lambda _, event: stream.put(event))
         return stream
+
+    def submit(self, request: GenerateRequest, sink: Sink) -> None:
+        """Submit a request; its events go to the sink, the last one terminal."""
+        self.exchange.begin_request(request, sink)
+        self.send({"kind": "submit", "request": to_json(request)}, quiet=True)
 
     def send(self, body: dict[str, Any], payload: bytes = b"", *, quiet: bool = False) -> None:
         """Send a frame. If the worker is gone: raise why, or leave it to the watcher if `quiet`."""

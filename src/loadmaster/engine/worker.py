@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ from loadmaster.units import Bytes
 BEAT_S = 0.5
 _SAMPLE_S = 0.1  # the memory meter
 _PROGRESS_S = 0.05
+_STATE_BYTES = 1 << 30  # for the states of preempted requests where nobody caps the RAM
 _EVENT_KINDS = {TextEvent: "text", PrefillEvent: "prefill", DoneEvent: "done"}
 FATAL_STATUS = 70
 
@@ -93,15 +95,22 @@ class Worker:
         self._inbox: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self._backend: Backend | None = None
         self._driver: Driver | None = None
+        self._ram_cap_bytes: Bytes | None = None  # of which the states of requests get a part
         self._pulse = _Pulse(channel)
         self._calls = {
             "devices": self._devices,
             "size": self._size,
+            "open_vocabulary": self._open_vocabulary,
             "load": self._load,
             "commit_peak": self._commit_peak,
             "memory": self._memory,
             "tokenize": self._tokenize,
+            "tokenize_many": self._tokenize_many,
+            "detokenize": self._detokenize,
+            "embed": self._embed,
+            "pair_tokens": self._pair_tokens,
             "time": self._time,
+            "stats": self._stats,
             "save_state": self._save_state,
             "restore_state": self._restore_state,
         }
@@ -180,13 +189,16 @@ class Worker:
         settings = from_json(EngineSettings, frame.body["settings"])
         return to_json(self._opened.size(Path(frame.body["path"]), settings)), b""
 
+    def _open_vocabulary(self, frame: Frame) -> tuple[object, bytes]:
+        return to_json(self._opened.open_vocabulary(Path(frame.body["path"]))), b""
+
     def _time(self, frame: Frame) -> tuple[object, bytes]:
         question = question_from_json(frame.body["question"])
         if isinstance(question, TimeSteps):
+            self._running.forget()
             seconds: tuple[float, ...] | None = time_steps(
                 self._opened, question, self._running.n_ubatch
             )
-            self._running.forget(range(question.n_sequences))
         else:
             seconds = self._opened.time(question)
         return None if seconds is None else list(seconds), b""
@@ -209,7 +221,13 @@ class Worker:
             n_batch=request.settings.n_batch,
             n_ubatch=min(request.settings.n_ubatch, request.settings.n_batch),
             partial_removal=capabilities.partial_removal,
+            n_seq_ids=capabilities.n_seq_ids,
+            shared_prefix=capabilities.shared_prefix,
+            shared_at_end=capabilities.shared_at_end,
+            partial_state=capabilities.partial_state,
+            state_bytes=_state_room(request) if capabilities.state_save else 0,
         )
+        self._ram_cap_bytes = request.ram_cap_bytes if request.state_bytes is None else None
         self._driver = Driver(
             self._opened,
             limits,
@@ -235,7 +253,11 @@ class Worker:
         return progress
 
     def _commit_peak(self, frame: Frame) -> tuple[object, bytes]:
+        self._running.forget()
         self._opened.commit_peak(float(frame.body["time_limit_s"]))
+        if self._ram_cap_bytes is not None:  # half of what is left now that all else is in use
+            left = self._ram_cap_bytes - process_memory().own_bytes
+            self._running.allow_states(max(0, left) // 2)
         return self._memory(frame)
 
     def _memory(self, frame: Frame) -> tuple[object, bytes]:
@@ -250,13 +272,37 @@ class Worker:
         )
         return tokens, b""
 
+    def _tokenize_many(self, frame: Frame) -> tuple[object, bytes]:
+        tokenize, parse_special = self._opened.tokenize, frame.body["parse_special"]
+        texts = frame.body["texts"]
+        return [
+            tokenize(text, add_special=add_special, parse_special=parse_special)
+            for text, add_special in texts
+        ], b""
+
+    def _detokenize(self, frame: Frame) -> tuple[object, bytes]:
+        tokens = from_json(list_of_tokens, frame.body["tokens"])
+        return b"".join(map(self._opened.special_text, tokens)).decode("utf-8", "replace"), b""
+
+    def _stats(self, frame: Frame) -> tuple[object, bytes]:
+        return to_json(self._running.stats()), b""
+
+    def _embed(self, frame: Frame) -> tuple[object, bytes]:
+        self._running.forget()  # it takes all cells
+        vectors = self._opened.embed(from_json(lists_of_tokens, frame.body["prompts"]))
+        return None, b"".join(array("f", vector).tobytes() for vector in vectors)
+
+    def _pair_tokens(self, frame: Frame) -> tuple[object, bytes]:
+        pair, query = self._opened.pair_tokens, frame.body["query"]
+        return [pair(query, document) for document in frame.body["documents"]], b""
+
     def _save_state(self, frame: Frame) -> tuple[object, bytes]:
-        tokens, state = self._running.save(frame.body["seq_id"])
+        tokens, state = self._running.save()
         return list(tokens), state
 
     def _restore_state(self, frame: Frame) -> tuple[object, bytes]:
         tokens = from_json(list_of_tokens, frame.body["tokens"])
-        self._running.restore(frame.body["seq_id"], tokens, frame.payload)
+        self._running.restore(tokens, frame.payload)
         return None, b""
 
     # -- events
@@ -272,6 +318,15 @@ class Worker:
 
 
 list_of_tokens: Any = tuple[int, ...]
+lists_of_tokens: Any = tuple[tuple[int, ...], ...]
+
+
+def _state_room(request: LoadRequest) -> int:
+    """Host RAM for the states of preempted requests. Under a cap nobody can say before the peak
+    is committed."""
+    if request.state_bytes is not None:
+        return request.state_bytes
+    return _STATE_BYTES if request.ram_cap_bytes is None else 0
 
 
 def _check_after_load(files: list[Path], stamp: str) -> None:

@@ -24,6 +24,11 @@ _PLAIN = frozenset((
     "minimax-m2", "cogvlm", "pangu-embedded", "mistral3", "paddleocr", "llama-embed", "maincoder",
 ))  # fmt: skip
 _MLA = frozenset({"deepseek2", "mistral4"})  # K only, once the file has the `_mla` lengths
+# Encoders and diffusion models: create_memory gives them none.
+_CACHELESS = frozenset((
+    "bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert",
+    "modern-bert", "gemma-embedding", "dream", "llada", "llada-moe", "rnd1",
+))  # fmt: skip
 _RECURRENT = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})
 # Hybrids: recurrent where head_count_kv is 0, where an interval says so, or in every layer.
 _HYBRID_BY_KV = frozenset({"jamba", "plamo2", "granitehybrid", "lfm2", "lfm2moe"})
@@ -131,7 +136,8 @@ def layers_of(
 
 def has_formula(architecture: str) -> bool:
     """Whether the caches of this architecture are known to the byte from the header."""
-    return architecture in _PLAIN | _MLA | _RECURRENT | _HYBRID or architecture in _WINDOWS
+    known = _PLAIN | _MLA | _RECURRENT | _HYBRID | _CACHELESS
+    return architecture in known or architecture in _WINDOWS
 
 
 def window_of(architecture: str, metadata: Mapping[str, MetadataValue]) -> int:
@@ -246,6 +252,8 @@ def _kind(shape: _Shape, windowed: bool, il: int) -> LayerKind:
 
 def _owns_kv(shape: _Shape, il: int) -> bool:
     """llama_hparams::has_kv: the last layers of Gemma 3n and 4 reuse earlier caches."""
+    if shape.architecture in _CACHELESS:
+        return False
     if shape.architecture == "gemma3n":
         return il < _GEMMA3N_OWN_KV
     if shape.architecture == "gemma4":

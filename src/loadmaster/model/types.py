@@ -5,11 +5,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import prod
 from pathlib import Path
+from typing import Literal, get_args
 
 from loadmaster.units import Bytes
 
 Scalar = int | float | bool | str
 MetadataValue = Scalar | tuple[Scalar, ...]  # a tuple where the file has one number per layer
+# How one vector is made of a prompt: llama.cpp's LLAMA_POOLING_TYPE_MEAN (1) to _RANK (4).
+Pooling = Literal["mean", "cls", "last", "rank"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +126,14 @@ class ModelSpec:
     def weight_bytes(self) -> Bytes:
         """All tensors, unpadded."""
         return Bytes(sum(tensor.size_bytes for tensor in self.tensors))
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """What the header says of embeddings: None for a model that writes text."""
+        kind = self.metadata.get(f"{self.architecture}.pooling_type")
+        if isinstance(kind, int) and 1 <= kind <= len(POOLINGS):
+            return POOLINGS[kind - 1]
+        return None
 
     @property
     def is_recurrent(self) -> bool:

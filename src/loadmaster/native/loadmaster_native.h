@@ -68,6 +68,14 @@ LM_API int lm_memory_breakdown(const struct llama_context * ctx, struct lm_buffe
 // context's n_outputs_max. LM_OUT_OF_MEMORY when a device is too small for them.
 LM_API int lm_reserve(struct llama_context * ctx, uint32_t n_outputs, struct lm_buffer_row * rows, int capacity);
 
+// Sets the logits of tokens to -inf whose bit in `allowed` is 0.
+LM_API void lm_mask_logits(float * logits, int32_t n_vocab, const uint32_t * allowed);
+
+// The `n_top` likeliest tokens, likeliest first; returns their number. A token's log-probability is
+// its logit less `log_sum`.
+#define LM_TOP_MAX 64
+LM_API int lm_likeliest(const float * logits, int32_t n_vocab, int32_t n_top, int32_t * top, double * log_sum);
+
 // ---- timing the engine's own kernels (measure.cpp)
 //
 // `device_name` is the engine's (`CUDA0`), empty for the CPU. Each call runs its graph once to warm up

@@ -1,343 +1,265 @@
 """Who runs next: a pure state machine, `on_event(event, now) -> actions`.
 
-Requests are admitted first come, first served into `n_seq_max` slots. Admission reserves the cells
-a request can prove it needs: its prompt and `max_tokens`, at most `n_ctx_seq`. A slot keeps its
-cells after its request ended; the next prompt is not prefilled again as far as it agrees with them.
-Every submitted request ends exactly once, with `Finish` or `Refuse`.
+Requests wait in a queue by priority and arrival. A request is admitted when its prompt and its
+next steps fit beside what the running ones need next; nothing is set aside for all of its
+`max_tokens`. When cells run out all the same, the last in rank gives its own up (`Preempt`) and
+goes on later; the first in rank never does, so somebody always gets on. Every submitted request
+ends exactly once, with `Finish` or `Refuse`.
+
+A prompt is fed only as far as no sequence has its cells (`cells`, `prefix`). Where another request
+is about to feed the same tokens, those behind it wait until it has, and no further.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
 
+from loadmaster.scheduler.cells import Cells
+from loadmaster.scheduler.counts import Counts
+from loadmaster.scheduler.places import Places
+from loadmaster.scheduler.request import Request, rank_of
+from loadmaster.scheduler.steps import step_work
 from loadmaster.scheduler.types import (
     Action,
-    Admit,
     Admitted,
+    Adopt,
     Cancelled,
     Event,
-    Evict,
     Finish,
     FinishReason,
+    Forget,
     Limits,
-    Progress,
+    Lost,
+    Offered,
+    Parked,
+    Ready,
     Refuse,
-    Restored,
+    SchedulerStats,
     SequenceWork,
+    StateRoom,
     Step,
     StepCut,
     Stepped,
     Submitted,
 )
 
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading tokens agree. Compares slices, so that 100,000 tokens take no loop."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-@dataclass(slots=True, kw_only=True)
-class _Running:
-    """A request in a slot."""
-
-    request: Submitted
-    max_tokens: int  # the request's, bounded by the cells of its sequence
-    admitted_s: float
-    reserved: int
-    ready: bool = False  # the backend has answered `Admitted`
-    cancelled: bool = False
-    n_cached: int = 0
-    n_generated: int = 0
-    first_token_s: float | None = None
-    next_token: int | None = None  # sampled, and not yet fed
-
-
-@dataclass(slots=True, kw_only=True)
-class _Slot:
-    index: int
-    cells: list[int] = field(default_factory=list)  # the token of each cell
-    running: _Running | None = None
-    last_used_s: float = float("-inf")
+# Cells for a lone sequence to decode on into, without a word to the scheduler.
+_LONE_CELLS = 256
 
 
 class Scheduler:
-    """Holds every sequence's state; the driver beside the backend carries its actions out.
+    """Holds every request's state; the driver beside the backend carries its actions out.
 
     At most one `Step` is outstanding. Events that come meanwhile take effect at its end.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._slots = [_Slot(index=index) for index in range(limits.n_seq_max)]
-        self._queue: deque[tuple[Submitted, float]] = deque()
+        self._counts = Counts()
+        self._places = Places(limits, self._counts)
+        self._requests: dict[str, Request] = {}  # queued and running
         self._outstanding: tuple[SequenceWork, ...] | None = None
+
+    @property
+    def _cells(self) -> Cells:
+        return self._places.cells
 
     @property
     def idle(self) -> bool:
         """No request is queued or running."""
-        return not self._queue and all(slot.running is None for slot in self._slots)
+        return not self._requests
 
     @property
-    def reserved_cells(self) -> int:
-        """Cells promised to running requests; never above `n_ctx`."""
-        return sum(slot.running.reserved for slot in self._slots if slot.running)
+    def last_kept(self) -> int | None:
+        """The sequence of the request that ended last, if its cells are still there."""
+        return self._cells.last_kept
 
-    def cells(self, slot: int) -> tuple[int, ...]:
-        """The tokens whose cells a slot holds."""
-        return tuple(self._slots[slot].cells)
+    def cells(self, seq_id: int) -> tuple[int, ...]:
+        """The tokens whose cells a sequence holds."""
+        return self._cells.tokens(seq_id)
+
+    def stats(self) -> SchedulerStats:
+        places = self._places
+        return self._counts.stats(
+            self.limits.n_ctx, places.cells, len(places.running), len(places.queue)
+        )
 
     def on_event(self, event: Event, now: float) -> list[Action]:
         """Take note of what happened and say what to do, in order."""
-        actions: list[Action] = []
         match event:
+            case Ready():
+                return self._ready(now)
             case Stepped():
-                actions += self._stepped(event, now)
+                return list(self._stepped(event, now))
             case Submitted():
-                actions += self._submitted(event, now)
+                return list(self._submitted(event, now))
             case Cancelled():
-                actions += self._cancelled(event.request_id, now)
+                return list(self._cancelled(event.request_id, now))
             case Admitted():
-                self._admitted(event)
+                self._places.admitted(event)
+            case Parked():
+                if (request := self._requests.get(event.request_id)) is not None:
+                    self._places.parked(request, event.state_bytes)
             case StepCut():
-                self._step_cut(event)
-            case Restored():
-                self._restored(event, now)
-        actions += self._finish_cancelled(now)
-        actions += self._admit(now)
-        actions += self._next_step()
-        return actions
+                return list(self._step_cut(event, now))
+            case Offered():
+                return self._offered(event)
+            case Lost():
+                self._cells.lose(event.seq_id)
+            case StateRoom():
+                self._places.state_bytes = event.state_bytes
+            case Forget():
+                return list(self._cells.evict_all())
+        return []
 
-    # -- events
+    # -- arrivals and departures
 
-    def _submitted(self, request: Submitted, now: float) -> Iterator[Action]:
-        # Prompt and answer share n_ctx: one token of answer must fit.
-        if not request.prompt or len(request.prompt) >= self._room_seq:
-            yield Refuse(
-                request_id=request.request_id,
-                n_prompt=len(request.prompt),
-                n_ctx=self._room_seq,
-            )
+    def _submitted(self, arrived: Submitted, now: float) -> Iterator[Action]:
+        room = min(self.limits.n_ctx, self.limits.n_ctx_seq)
+        n_prompt = len(arrived.prompt)
+        self._counts.n_submitted += 1
+        if not n_prompt or n_prompt >= room:  # one token of answer must fit
+            yield Refuse(request_id=arrived.request_id, n_prompt=n_prompt, n_ctx=room)
             return
-        self._queue.append((request, now))
-
-    @property
-    def _room_seq(self) -> int:
-        return min(self.limits.n_ctx, self.limits.n_ctx_seq)
+        left = room - n_prompt
+        request = Request(
+            submitted=arrived,
+            rank=rank_of(arrived.priority, self._counts.n_submitted),
+            max_tokens=left
+            if arrived.max_tokens is None
+            else max(1, min(arrived.max_tokens, left)),
+            arrived_s=now,
+            tokens=list(arrived.prompt),
+        )
+        self._requests[request.request_id] = request
+        self._places.queue.push(request)
+        self._places.short = False
 
     def _cancelled(self, request_id: str, now: float) -> Iterator[Action]:
-        for queued in self._queue:
-            if queued[0].request_id == request_id:
-                self._queue.remove(queued)
-                yield _finish_unstarted(queued[0], queued[1], now)
-                return
-        for slot in self._slots:
-            if slot.running and slot.running.request.request_id == request_id:
-                slot.running.cancelled = True
-
-    def _admitted(self, event: Admitted) -> None:
-        slot = self._slots[event.slot]
-        if slot.running is None:
+        request = self._requests.get(request_id)
+        if request is None:
             return
-        del slot.cells[event.n_kept :]
-        slot.running.ready = True
-        slot.running.n_cached = event.n_kept
+        if request in self._places.queue:
+            self._places.queue.remove(request)
+            yield from self._places.discard(request)
+            yield self._end(request, "cancelled", now)
+        elif self._outstanding is None:
+            yield from self._finish(request, "cancelled", now)
+        else:
+            request.cancelled = True
 
-    def _restored(self, event: Restored, now: float) -> None:
-        slot = self._slots[event.slot]
-        if slot.running is None:
-            slot.cells = list(event.tokens)
-            slot.last_used_s = now
-
-    def _step_cut(self, event: StepCut) -> None:
-        """The driver drops what a cut step left; here its cells never were."""
-        work, self._outstanding = self._outstanding or (), None
-        if event.begun and not self.limits.partial_removal:
-            for part in work:
-                self._slots[part.seq_id].cells.clear()
-
-    def _stepped(self, event: Stepped, now: float) -> list[Action]:
-        work, self._outstanding = self._outstanding or (), None
-        actions: list[Action] = []
-        for part in work:
-            slot = self._slots[part.seq_id]
-            if slot.running is None:
-                continue
-            slot.cells += part.tokens
-            if part.sample:
-                sampled = (event.tokens[part.seq_id], *event.run)
-                slot.cells += sampled[:-1]  # a repeated step has fed them
-                actions += self._sampled(slot, sampled, part.seq_id in event.stopped, now)
-            else:
-                actions.append(_progress(slot, slot.running))
-        return actions
-
-    def _sampled(
-        self, slot: _Slot, tokens: Sequence[int], stopped: bool, now: float
-    ) -> Iterator[Action]:
-        running = slot.running
-        assert running is not None
-        if running.first_token_s is None:
-            running.first_token_s = now
-        running.n_generated += len(tokens)
-        running.next_token = tokens[-1]
-        if running.cancelled:
+    def _finish(self, request: Request, reason: FinishReason, now: float) -> Iterator[Action]:
+        """The end of a running request; its cells stay as long as nobody needs them."""
+        seq_id = request.seq_id
+        self._places.leave(request)
+        yield self._end(request, reason, now)
+        if seq_id is None:
             return
-        if stopped:
-            yield self._finish(slot, running, "stop", now)
-        elif running.n_generated >= running.max_tokens:
-            yield self._finish(slot, running, "length", now)
+        if request.priority > 0:
+            yield from self._cells.keep_item(seq_id, request.n_prompt)
+        else:
+            yield from self._cells.keep(seq_id)
 
-    # -- endings
+    def _end(self, request: Request, reason: FinishReason, now: float) -> Finish:
+        del self._requests[request.request_id]
+        self._places.n_places = self.limits.n_seq_max
+        self._counts.n_finished += 1
+        return request.finish(reason, now)
 
-    def _finish(self, slot: _Slot, running: _Running, reason: FinishReason, now: float) -> Finish:
-        slot.running = None
-        slot.last_used_s = now
-        first = now if running.first_token_s is None else running.first_token_s
-        return Finish(
-            request_id=running.request.request_id,
-            slot=slot.index,
-            finish_reason=reason,
-            n_prompt=len(running.request.prompt),
-            n_cached=running.n_cached,
-            n_generated=running.n_generated,
-            prefill_s=first - running.admitted_s,
-            decode_s=now - first,
-        )
+    # -- the next step
 
-    def _finish_cancelled(self, now: float) -> Iterator[Action]:
+    def _ready(self, now: float) -> list[Action]:
+        """Admissions first; the step is decided when the backend has answered them."""
         if self._outstanding is not None:
-            return
-        for slot in self._slots:
-            if slot.running and slot.running.cancelled:
-                yield self._finish(slot, slot.running, "cancelled", now)
-
-    # -- admission
-
-    def _admit(self, now: float) -> Iterator[Action]:
-        while self._outstanding is None and self._queue:
-            request, _ = self._queue[0]
-            reserved = self._need(request)
-            slot = self._choose_slot(request)
-            if slot is None or self.reserved_cells + reserved > self.limits.n_ctx:
-                return
-            self._queue.popleft()
-            slot.running = _Running(
-                request=request,
-                max_tokens=reserved - len(request.prompt),
-                admitted_s=now,
-                reserved=reserved,
-            )
-            yield from self._make_room()
-            keep = self._reusable(slot, request)
-            yield Admit(slot=slot.index, request_id=request.request_id, n_keep=keep)
-
-    def _need(self, request: Submitted) -> int:
-        """Cells for the prompt and what may follow it."""
-        if request.max_tokens is None:
-            return self._room_seq
-        return min(len(request.prompt) + max(1, request.max_tokens), self._room_seq)
-
-    def _choose_slot(self, request: Submitted) -> _Slot | None:
-        """The idle slot that saves the most prefill; among equals the one unused for longest."""
-        free = [slot for slot in self._slots if slot.running is None]
-        return max(free, key=lambda s: (self._reusable(s, request), -s.last_used_s), default=None)
-
-    def _reusable(self, slot: _Slot, request: Submitted) -> int:
-        """Leading cells that hold the prompt's own tokens. At least one token must be fed."""
-        prompt = request.prompt
-        common = min(common_prefix(tuple(slot.cells), prompt), len(prompt) - 1)
-        if not self.limits.partial_removal and common < len(slot.cells):
-            return 0
-        return common
-
-    def _make_room(self) -> Iterator[Action]:
-        """Evict idle slots, the one unused for longest first, until all reservations hold."""
-        idle = sorted(
-            (slot for slot in self._slots if slot.running is None and slot.cells),
-            key=lambda slot: slot.last_used_s,
-        )
-        kept = sum(len(slot.cells) for slot in idle)
-        for slot in idle:
-            if self.reserved_cells + kept <= self.limits.n_ctx:
-                return
-            kept -= len(slot.cells)
-            slot.cells.clear()
-            yield Evict(slot=slot.index)
+            return []
+        actions = [*self._places.admit(now), *self._places.start()]
+        return actions or self._next_step()
 
     # -- steps
 
     def _next_step(self) -> list[Action]:
-        if self._outstanding is not None:
-            return []
-        decoding: list[SequenceWork] = []
-        prefilling: list[tuple[_Slot, _Running]] = []
-        for slot in self._slots:
-            running = slot.running
-            if running is None or not running.ready:
-                continue
-            if running.next_token is None:
-                prefilling.append((slot, running))
-            else:
-                decoding.append(_decode_work(slot, running.next_token))
-        work = (*decoding, *self._prefill_work(prefilling, len(decoding)))
+        ready = [request for request in self._places.running if request.ready]
+        if len(ready) > self._cells.n_available:
+            return self._places.give_up_last()
+        work, n_decoding = step_work(self.limits, ready, self._cells.n_available)
         if not work:
             return []
+        n_tokens = sum(len(part.tokens) for part in work)
+        repeat = self._repeat(ready[0]) if len(self._places.running) == n_decoding == 1 else 1
         self._outstanding = work
-        return [Step(work=work, repeat=self._repeat(work) if decoding else 1)]
+        room = self._cells.make_room(max(n_tokens, repeat))
+        return [*room, Step(work=work, repeat=repeat)]
 
-    def _repeat(self, work: tuple[SequenceWork, ...]) -> int:
-        """A sequence alone may decode on while nobody waits; its cells are reserved."""
-        running = self._slots[work[0].seq_id].running
-        if len(work) > 1 or self._queue or running is None:
-            return 1
-        return running.max_tokens - running.n_generated
+    def _repeat(self, request: Request) -> int:
+        """A sequence alone may decode on: whoever is queued waits for its end anyway."""
+        free = self.limits.n_ctx - self._cells.n_used
+        room = min(self._cells.n_available, max(free, _LONE_CELLS))
+        return max(1, min(request.max_tokens - request.n_generated, room))
 
-    def _prefill_work(
-        self, prefilling: list[tuple[_Slot, _Running]], n_decoding: int
-    ) -> Iterator[SequenceWork]:
-        """Chunks of prompts, oldest first. Beside a decode they stay below n_ubatch."""
-        room = (self.limits.n_ubatch if n_decoding else self.limits.n_batch) - n_decoding
-        for slot, running in sorted(prefilling, key=lambda pair: pair[1].admitted_s):
-            if room <= 0:
-                return
-            done = len(slot.cells)
-            chunk = running.request.prompt[done : done + room]
-            room -= len(chunk)
-            yield SequenceWork(
-                seq_id=slot.index,
-                tokens=chunk,
-                position=done,
-                sample=done + len(chunk) == len(running.request.prompt),
-            )
+    def _stepped(self, event: Stepped, now: float) -> Iterator[Action]:
+        work, self._outstanding = self._outstanding or (), None
+        self._places.short = False
+        self._counts.n_steps += 1 + len(event.run)
+        decoded = any(self._places.by_seq[part.seq_id].decoding for part in work)
+        self._counts.n_decode_steps += decoded + len(event.run)
+        for part in work:
+            request = self._places.by_seq[part.seq_id]
+            if not request.decoding:
+                self._counts.n_prefilled_tokens += len(part.tokens)
+            self._fed(request, part.tokens)
+            if part.sample:
+                sampled = (event.tokens[part.seq_id], *event.run)
+                if event.run:  # the repeated steps fed all but the last
+                    self._fed(request, sampled[:-1])
+                yield from self._sampled(request, sampled, part.seq_id in event.stopped, now)
+            elif request.n_fed <= request.n_prompt:
+                yield request.progress()
+            if request.cancelled and request.request_id in self._requests:
+                yield from self._finish(request, "cancelled", now)
+        self._lose(event.lost)
 
+    def _lose(self, seq_ids: Collection[int]) -> None:
+        """The cells of these sequences are gone; whoever still runs is fed again."""
+        for seq_id in seq_ids:
+            request = self._places.by_seq.get(seq_id)
+            if request is None:
+                self._cells.lose(seq_id)
+            else:
+                self._cells.trim(seq_id, 0)
+                request.n_fed = 0
 
-def _decode_work(slot: _Slot, token: int) -> SequenceWork:
-    return SequenceWork(seq_id=slot.index, tokens=(token,), position=len(slot.cells), sample=True)
+    def _fed(self, request: Request, tokens: Sequence[int]) -> None:
+        assert request.seq_id is not None
+        self._cells.extend(request.seq_id, tokens)
+        request.n_fed += len(tokens)
 
+    def _sampled(
+        self, request: Request, tokens: Sequence[int], stopped: bool, now: float
+    ) -> Iterator[Action]:
+        if request.first_token_s is None:
+            request.first_token_s = now
+        self._places.plans.leave(request)
+        request.n_generated += len(tokens)
+        self._counts.n_generated_tokens += len(tokens)
+        request.tokens += tokens
+        if request.cancelled:
+            return
+        if stopped:
+            yield from self._finish(request, "stop", now)
+        elif request.n_generated >= request.max_tokens:
+            yield from self._finish(request, "length", now)
 
-def _progress(slot: _Slot, running: _Running) -> Progress:
-    return Progress(
-        request_id=running.request.request_id,
-        n_done=len(slot.cells),
-        n_prompt=len(running.request.prompt),
-    )
+    def _step_cut(self, event: StepCut, now: float) -> Iterator[Action]:
+        """The driver drops what a cut step left; here its cells never were."""
+        work, self._outstanding = self._outstanding or (), None
+        for part in work:
+            request = self._places.by_seq[part.seq_id]
+            if request.cancelled:
+                yield from self._finish(request, "cancelled", now)
+        self._lose(event.lost)
+        if event.no_room:
+            yield from self._places.relieve()
 
+    # -- saved sequences from outside
 
-def _finish_unstarted(request: Submitted, arrived_s: float, now: float) -> Finish:
-    return Finish(
-        request_id=request.request_id,
-        slot=None,
-        finish_reason="cancelled",
-        n_prompt=len(request.prompt),
-        n_cached=0,
-        n_generated=0,
-        prefill_s=now - arrived_s,
-        decode_s=0.0,
-    )
+    def _offered(self, event: Offered) -> list[Action]:
+        seq_id, evicted = self._cells.adopt(event.prefix_scope, event.tokens)
+        return [*evicted, Adopt(seq_id=seq_id)] if seq_id is not None else []

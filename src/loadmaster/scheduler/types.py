@@ -1,7 +1,8 @@
 """The scheduler's vocabulary: what happens (events) and what to do about it (actions).
 
-KV cells are the currency: one cell holds one token of one sequence. A slot is a sequence id of the
-backend; its cells stay after a request ends, so that the next prompt can go on from them.
+KV cells are the currency: one cell holds one token, for every sequence that begins with the same
+tokens. A sequence id keeps its cells after its request ended, so that later prompts go on from
+them, until the cells are needed.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -22,10 +23,40 @@ class Limits:
 
     n_ctx: int  # cells in all
     n_ctx_seq: int  # cells that one sequence may fill
-    n_seq_max: int
+    n_seq_max: int  # requests that run at a time
     n_batch: int  # tokens of one step
     n_ubatch: int  # tokens of one step while another sequence is decoding
     partial_removal: bool  # the tail of a sequence can be dropped
+    n_seq_ids: int | None = None  # ids from n_seq_max on keep cells, but cannot run
+    shared_prefix: bool = False  # sequences can share cells
+    shared_at_end: bool = False  # only where a sequence stands, not what lies behind it
+    partial_state: bool = False  # the end of a sequence can be saved without its beginning
+    state_bytes: int = 0  # host RAM for the states of preempted requests
+    min_wait_tokens: int = 8  # a shared part must save so many tokens to be waited for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerStats:
+    """Counts since the model was opened, and what is in use now."""
+
+    n_cells: int  # n_ctx
+    n_cells_used: int  # cells that hold a token; one that several sequences share counts once
+    n_cells_running: int  # those that running requests hold; the others can be evicted
+    n_running: int
+    n_queued: int  # preempted requests included
+    n_kept: int  # ended sequences whose cells are kept
+    n_submitted: int
+    n_finished: int
+    n_prefilled_tokens: int  # fed as prompts; what a preempted request feeds again included
+    n_reused_tokens: int  # prompt tokens whose cells were there
+    n_generated_tokens: int
+    n_steps: int  # passes through the model
+    n_decode_steps: int  # those in which some sequence decoded
+    n_preempted: int
+    n_restored: int  # preempted requests that went on from a saved state
+    n_evicted_cells: int
+    state_bytes: int  # saved states of preempted requests in host RAM now
+    state_peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +76,8 @@ class Submitted:
     request_id: str
     prompt: tuple[int, ...]
     max_tokens: int | None
+    priority: int = 0  # smaller goes first
+    prefix_scope: str = ""  # cells are shared only among requests of one scope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,57 +88,162 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Admitted:
-    """The backend has prepared a slot; it kept the cells before `n_kept`."""
+class Ready:
+    """The backend is free: what is the next step? No step is outstanding."""
 
-    slot: int
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """The backend has prepared a sequence; it has the cells before `n_kept`."""
+
+    seq_id: int
     n_kept: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stepped:
-    """A step ended: the sampled token of each slot, and the slots whose stream stops with it.
+class Parked:
+    """A request was preempted; its state takes `state_bytes`, 0 when none was saved."""
 
-    `run` are the tokens that a repeated step sampled after the first, in its one slot.
+    request_id: str
+    state_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """A step ended: the sampled token of each sequence, and those whose stream stops with it.
+
+    `run` are the tokens that a repeated step sampled after the first, in its one sequence.
     """
 
     tokens: Mapping[int, int]
     stopped: Collection[int] = ()
     run: Sequence[int] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restored:
-    """An idle slot got its cells from a saved state."""
-
-    slot: int
-    tokens: tuple[int, ...]
+    lost: Collection[int] = ()  # as in `StepCut`: a repeated step was cut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCut:
-    """A step was cut short by a cancellation, or not even begun: nothing of it counts."""
+    """A step was cut short by a cancellation, or not even begun: nothing of it counts.
 
-    begun: bool = True
+    `lost` are the sequences that have no cells any more because a tail could not be dropped.
+    `no_room`: the engine found no cells, although they were free by our account (the caches of
+    sliding windows keep an account of their own).
+    """
+
+    lost: Collection[int] = ()
+    no_room: bool = False
 
 
-Event = Submitted | Cancelled | Admitted | Stepped | StepCut | Restored
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """An ended sequence has no cells any more: its tail could not be dropped, or not be filled."""
+
+    seq_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offered:
+    """A saved sequence from outside is to have cells; answered with `Adopt`, if there is room."""
+
+    tokens: tuple[int, ...]
+    prefix_scope: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateRoom:
+    """From now on the states of preempted requests may take so much host RAM."""
+
+    state_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forget:
+    """Drop the cells of every ended sequence."""
+
+
+Event = (
+    Submitted
+    | Cancelled
+    | Ready
+    | Admitted
+    | Parked
+    | Stepped
+    | StepCut
+    | Lost
+    | Offered
+    | StateRoom
+    | Forget
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admit:
-    """Prepare a slot for a request: drop its cells from `n_keep` on, then answer `Admitted`."""
+    """Prepare a sequence for a request, then answer `Admitted`.
 
-    slot: int
+    Its cells from `n_keep` on are dropped. With a `source`, it has none of its own and gets those
+    before `n_keep` from that sequence. With `restore`, its saved state follows them.
+    """
+
+    seq_id: int
     request_id: str
     n_keep: int
+    source: int | None = None
+    restore: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preempt:
+    """Take the cells from a running request, then answer `Parked`.
+
+    Those from `start` to `end`, its last one, are saved first if their state takes at most
+    `limit_bytes`.
+    """
+
+    seq_id: int
+    request_id: str
+    start: int
+    end: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discard:
+    """Drop the saved state of a request: it is fed again instead."""
+
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evict:
-    """Drop all cells of an idle slot."""
+    """Drop the cells of an ended sequence from `n_keep` on; `Lost` if only all can be dropped."""
 
-    slot: int
+    seq_id: int
+    n_keep: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shelve:
+    """Move the `n` cells of an ended sequence to another id, so that its own can run again."""
+
+    seq_id: int
+    to: int
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """Give a free id the first `n` cells of a running sequence; `Lost` if it gets none."""
+
+    source: int
+    to: int
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """Put the saved cells that were offered into this sequence."""
+
+    seq_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,13 +281,16 @@ class Finish:
     """The end of a request, once for each."""
 
     request_id: str
-    slot: int | None  # None when it ended in the queue
+    seq_id: int | None  # None when it held no cells
     finish_reason: FinishReason
     n_prompt: int
     n_cached: int
     n_generated: int
+    n_preempted: int
     prefill_s: float
     decode_s: float
 
 
-Action = Admit | Evict | Step | Progress | Refuse | Finish
+Action = (
+    Admit | Preempt | Discard | Evict | Shelve | Copy | Adopt | Step | Progress | Refuse | Finish
+)

@@ -13,6 +13,7 @@ Everything it prints says that it is fake. Options (JSON, all optional):
     over_budget      {"gpu:0": bytes}: what `memory` reports as used on a device
     fault            {"kind": "raise" | "abort" | "segv" | "kill" | "stop" | "exit" | "garbage",
                       "at_step": n}: what happens at the n-th step, counted from 1
+    poison           a text that kills the process when a prompt with it has been fed
     step_s           {"at_step": n, "seconds": s}: one long step
 """
 
@@ -25,14 +26,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loadmaster.engine.backends.fake_speech import (
+    END_TEXT,
+    N_BYTES,
+    N_EMBD,
+    Speech,
+    counts,
+    likeness,
+    result,
+)
+from loadmaster.engine.backends.grammar import Grammars, byte_tokenizer
 from loadmaster.engine.meter import process_memory
 from loadmaster.engine.timing import Question, TimeLink, TimeProducts
 from loadmaster.engine.types import (
+    FREE_TEXT,
     Capabilities,
     DeviceFacts,
     LoadedModel,
     LoadRequest,
     MemoryReport,
+    OutputRules,
     RunResult,
     SamplingParams,
     SequenceWork,
@@ -45,9 +58,9 @@ from loadmaster.schema import from_json
 from loadmaster.units import Bytes, align
 
 ANSWER = "This is the fake engine: it has no model. "
-_N_BYTES = 256
 _CELL_BYTES = 64
 _PROGRESS_STEPS = 10
+_N_SEQ_IDS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +86,14 @@ class FakeSpec:
     tok_s: float | None = None
     prefill_tok_s: float | None = None
     load_s: float = 0.0
-    n_vocab: int = _N_BYTES + 1
+    n_vocab: int = N_BYTES + 1
     memory_bytes: int | None = None
     answer: str = ANSWER
     eog_after: int | None = None
     fail_load: str | None = None
     over_budget: Mapping[str, int] = field(default_factory=dict)
     fault: Fault | None = None
+    poison: str | None = None
     step_s: LongStep | None = None
 
 
@@ -94,8 +108,8 @@ class Fake:
         self._answer = self._spec.answer.encode()
         self._cut = threading.Event()
         self._cells: dict[int, list[int]] = {}
-        self._said: dict[int, int] = {}
-        self._seed: dict[int, int] = {}
+        self._speeches: dict[int, Speech] = {}
+        self._grammars = Grammars(byte_tokenizer)
         self._settings: EngineSettings | None = None
         self._n_steps = 0
 
@@ -134,6 +148,17 @@ class Fake:
         points = len(question.points) if isinstance(question, TimeProducts) else 1
         return (1e-6,) * (points * getattr(question, "runs", 1))
 
+    def open_vocabulary(self, model_path: Path) -> LoadedModel:
+        return LoadedModel(
+            n_ctx=0,
+            n_ctx_seq=0,
+            n_vocab=self._spec.n_vocab,
+            load_s=0.0,
+            eog_tokens=(N_BYTES,),
+            bos_token=None,
+            add_bos=False,
+        )
+
     def load(self, request: LoadRequest, progress: Callable[[float], bool]) -> LoadedModel:
         if self._spec.fail_load is not None:
             raise EngineRefusedError(f"the fake engine refuses: {self._spec.fail_load}")
@@ -144,15 +169,18 @@ class Fake:
             self._cut.wait(self._spec.load_s / _PROGRESS_STEPS)
         self._settings = request.settings
         self._path = request.model_path
-        n_ctx = align(request.settings.n_ctx, 256)
+        n_ctx, pooling = align(request.settings.n_ctx, 256), request.settings.pooling
         return LoadedModel(
             n_ctx=n_ctx,
             n_ctx_seq=n_ctx,
             n_vocab=self._spec.n_vocab,
             load_s=self._spec.load_s,
-            eog_tokens=(_N_BYTES,),
+            eog_tokens=(N_BYTES,),
             bos_token=None,
             add_bos=False,
+            pooling=pooling,
+            n_embd=0 if pooling is None else 1 if pooling == "rank" else N_EMBD,
+            n_embed_max=0 if pooling is None else request.settings.n_ubatch,
         )
 
     def interrupt(self) -> None:
@@ -165,6 +193,8 @@ class Fake:
             shared_prefix=True,
             partial_removal=True,
             state_save=True,
+            n_seq_ids=max(self._settings.n_seq_max, _N_SEQ_IDS),
+            partial_state=True,
         )
 
     def commit_peak(self, time_limit_s: float) -> None:
@@ -174,16 +204,40 @@ class Fake:
         return list(text.encode())
 
     def token_bytes(self, token: int) -> bytes:
-        return bytes([token]) if token < _N_BYTES else b""
+        return bytes([token]) if token < N_BYTES else b""
 
     def is_eog(self, token: int) -> bool:
-        return token == _N_BYTES
+        return token == N_BYTES
+
+    def special_text(self, token: int) -> bytes:
+        return self.token_bytes(token) if token < N_BYTES else END_TEXT
+
+    def check_schema(self, schema: str) -> None:
+        self._grammars.check(schema)
 
     def start_sequence(
-        self, seq_id: int, sampling: SamplingParams, recent: Sequence[int] = ()
+        self,
+        seq_id: int,
+        sampling: SamplingParams,
+        recent: Sequence[int] = (),
+        rules: OutputRules = FREE_TEXT,
     ) -> None:
-        self._said[seq_id] = 0
-        self._seed[seq_id] = sampling.seed if sampling.temperature > 0 else 0
+        schema = rules.json_schema
+        self._speeches[seq_id] = Speech(
+            answer=self._answer,
+            seed=sampling.seed if sampling.temperature > 0 else 0,
+            eog_after=self._spec.eog_after,
+            n_top=rules.top_logprobs,
+            constraint=None if schema is None else self._grammars.start(schema),
+        )
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """How often the bytes of each prompt are congruent to 0 … 7; of a pair, its likeness."""
+        rank = self._settings is not None and self._settings.pooling == "rank"
+        return [[likeness(prompt)] if rank else counts(prompt) for prompt in prompts]
+
+    def pair_tokens(self, query: str, document: str) -> list[int]:
+        return [*query.encode(), N_BYTES, *document.encode()]
 
     def resume(self) -> None:
         self._cut.clear()
@@ -195,10 +249,14 @@ class Fake:
             return StepResult(tokens={}, cut=True)
         for part in work:
             cells = self._cells.setdefault(part.seq_id, [])
+            if part.seq_id >= self.capabilities().n_seq_max:
+                raise EngineError(f"the fake engine cannot run sequence {part.seq_id}")
             if part.position != len(cells):
                 raise EngineError(f"the fake engine has {len(cells)} cells, not {part.position}")
             cells += part.tokens
-        return StepResult(tokens={p.seq_id: self._next(p.seq_id) for p in work if p.sample})
+            self._swallow(cells)
+        tokens = {p.seq_id: self._speeches[p.seq_id].next() for p in work if p.sample}
+        return result(tokens, self._speeches)
 
     def decode_run(
         self, first: SequenceWork, n_max: int, go_on: Callable[[], bool], *, stop_at_eog: bool
@@ -208,10 +266,10 @@ class Fake:
         while True:
             position = first.position + len(tokens)
             work = SequenceWork(seq_id=first.seq_id, tokens=fed, position=position, sample=True)
-            result = self.step([work])
-            if result.cut:
+            stepped = self.step([work])
+            if stepped.cut:
                 return RunResult(tokens=tokens, cut=True)
-            fed = (result.tokens[first.seq_id],)
+            fed = (stepped.tokens[first.seq_id],)
             tokens += fed
             ended = stop_at_eog and self.is_eog(fed[0])
             if ended or len(tokens) >= n_max or not go_on():
@@ -225,12 +283,10 @@ class Fake:
         seconds = n_prefill / self._spec.prefill_tok_s if self._spec.prefill_tok_s else 0.0
         return seconds + (1 / self._spec.tok_s if self._spec.tok_s else 0.0)
 
-    def _next(self, seq_id: int) -> int:
-        said = self._said[seq_id]
-        self._said[seq_id] = said + 1
-        if self._spec.eog_after is not None and said >= self._spec.eog_after:
-            return _N_BYTES
-        return self._answer[(said + self._seed[seq_id]) % len(self._answer)]
+    def _swallow(self, cells: Sequence[int]) -> None:
+        poison = self._spec.poison
+        if poison is not None and poison.encode() in bytes(t for t in cells if t < N_BYTES):
+            os.abort()
 
     def _fault(self) -> None:
         fault = self._spec.fault
@@ -245,13 +301,29 @@ class Fake:
         del cells[start:]
         return True
 
+    def share(self, source: int, seq_id: int, n: int) -> bool:
+        self._cells[seq_id] = self._cells.get(source, [])[:n]
+        return len(self._cells[seq_id]) == n
+
+    def move_sampler(self, seq_id: int, to: int) -> None:
+        self._speeches[to] = self._speeches.pop(seq_id)
+
+    def end_sequence(self, seq_id: int) -> None:
+        self._speeches.pop(seq_id, None)
+
     def save_state(self, seq_id: int) -> bytes:
         return b"".join(token.to_bytes(4, "little") for token in self._cells.get(seq_id, []))
 
-    def restore_state(self, seq_id: int, state: bytes) -> None:
+    def take_state(self, seq_id: int, start: int, limit_bytes: int) -> bytes | None:
+        state = self.save_state(seq_id)[4 * start :]
+        self._cells.pop(seq_id, None)
+        return state if len(state) <= limit_bytes else None
+
+    def restore_state(self, seq_id: int, state: bytes, start: int = 0) -> None:
         if len(state) % 4:
             raise EngineRefusedError(f"the fake engine refuses a state of {len(state)} bytes")
-        self._cells[seq_id] = [
+        cells = self._cells.setdefault(seq_id, [])
+        cells[start:] = [
             int.from_bytes(state[at : at + 4], "little") for at in range(0, len(state), 4)
         ]
 

@@ -5,23 +5,27 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from loadmaster.engine.backends.grammar import Grammars
 from loadmaster.engine.backends.llamacpp.batch import Batch
+from loadmaster.engine.backends.llamacpp.embed import embed
 from loadmaster.engine.backends.llamacpp.library import Library
 from loadmaster.engine.backends.llamacpp.opened import OpenModel
 from loadmaster.engine.backends.llamacpp.params import model_params
-from loadmaster.engine.backends.llamacpp.sampling import make_chain
+from loadmaster.engine.backends.llamacpp.samplers import Samplers
 from loadmaster.engine.backends.llamacpp.sizer import DryRuns
 from loadmaster.engine.backends.llamacpp.timing import Timers
+from loadmaster.engine.backends.llamacpp.vocabulary import Vocabulary
 from loadmaster.engine.meter import process_memory
 from loadmaster.engine.timing import Question
 from loadmaster.engine.types import (
+    FREE_TEXT,
     Capabilities,
     DeviceFacts,
     LoadedModel,
     LoadRequest,
     MemoryReport,
+    OutputRules,
     RunResult,
     SamplingParams,
     SequenceWork,
@@ -48,7 +52,8 @@ class LlamaCpp:
         self._dry_runs = DryRuns(self._library)
         self._stop_load = False
         self._open: OpenModel | None = None
-        self._samplers: dict[int, Any] = {}
+        self._vocabulary: Vocabulary | None = None
+        self._samplers: Samplers | None = None
         self._pieces: dict[int, bytes] = {}
         # The engine polls a C function between operations. A Python callback would cost a
         # microsecond for each of hundreds of operations; `strlen` of one byte is "is it set?".
@@ -67,6 +72,12 @@ class LlamaCpp:
     def time(self, question: Question) -> tuple[float, ...] | None:
         return Timers(self._library).time(question)
 
+    def open_vocabulary(self, model_path: Path) -> LoadedModel:
+        if self._vocabulary is not None:
+            self._vocabulary.close()
+        self._vocabulary = Vocabulary(self._library, model_path)
+        return self._vocabulary.describe()
+
     def load(self, request: LoadRequest, progress: Callable[[float], bool]) -> LoadedModel:
         started = time.monotonic()
         self._dry_runs.forget()
@@ -76,6 +87,9 @@ class LlamaCpp:
         opened.apply_adapters()
         self._api.llama_set_abort_callback(opened.context, self._abort, c.addressof(self._cut))
         self._batch = Batch(self._api, opened.n_batch)
+        self._one_cache = opened.capabilities().shared_prefix
+        self._grammars = Grammars(opened.grammar_tokenizer)
+        self._samplers = Samplers(self._library, opened, self._grammars, self.token_bytes)
         return opened.describe(time.monotonic() - started)
 
     def _load_model(self, request: LoadRequest, progress: Callable[[float], bool]) -> int:
@@ -116,6 +130,8 @@ class LlamaCpp:
         return self._model.capabilities()
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        if self._open is None and self._vocabulary is not None:
+            return self._vocabulary.tokenize(text, add_special, parse_special)
         return self._model.tokenize(text, add_special, parse_special)
 
     def token_bytes(self, token: int) -> bytes:
@@ -127,29 +143,42 @@ class LlamaCpp:
     def is_eog(self, token: int) -> bool:
         return token in self._model.eog
 
-    def start_sequence(
-        self, seq_id: int, sampling: SamplingParams, recent: Sequence[int] = ()
-    ) -> None:
-        self._free_sampler(seq_id)
-        self._samplers[seq_id] = make_chain(self._api, self._model.n_vocab, sampling, recent)
+    def special_text(self, token: int) -> bytes:
+        return self._model.piece(token, special=True)
 
-    def _free_sampler(self, seq_id: int) -> None:
-        sampler = self._samplers.pop(seq_id, None)
-        if sampler is not None:
-            self._api.llama_sampler_free(sampler)
+    def check_schema(self, schema: str) -> None:
+        self._grammars.check(schema)
+
+    def start_sequence(
+        self,
+        seq_id: int,
+        sampling: SamplingParams,
+        recent: Sequence[int] = (),
+        rules: OutputRules = FREE_TEXT,
+    ) -> None:
+        self._sampling.start(seq_id, sampling, recent, rules)
+
+    @property
+    def _sampling(self) -> Samplers:
+        if self._samplers is None:
+            raise EngineError("no model is open")
+        return self._samplers
 
     def step(self, work: Sequence[SequenceWork]) -> StepResult:
         context = self._model.context
+        if not self._one_cache:
+            # The engine takes sequences into one pass only as long as each id follows the last
+            # (llama_batch_allocr::split_equal).
+            work = sorted(work, key=lambda part: part.seq_id)
         outputs = self._batch.fill(work)
         status = self._api.llama_decode(context, self._batch.struct)
+        if status == _NO_SLOT:
+            return StepResult(tokens={}, no_room=True)
         if status == _ABORTED:
             return StepResult(tokens={}, cut=True)
         if status != 0:
             raise self._step_error(status)
-        sample = self._api.llama_sampler_sample
-        return StepResult(
-            tokens={seq: sample(self._samplers[seq], context, row) for seq, row in outputs}
-        )
+        return self._sampling.choose(outputs)
 
     def decode_run(
         self, first: SequenceWork, n_max: int, go_on: Callable[[], bool], *, stop_at_eog: bool
@@ -157,17 +186,15 @@ class LlamaCpp:
         """The inner loop of a lone sequence: between two steps there is as little as can be."""
         context, batch, write = self._model.context, self._batch.struct, self._batch.write_one
         decode, sample = self._api.llama_decode, self._api.llama_sampler_sample
-        sampler = self._samplers[first.seq_id]
+        sampler = self._sampling.chain(first.seq_id)
         ends = self._model.eog if stop_at_eog else frozenset()
         token, position = first.tokens[0], first.position
         tokens: list[int] = []
         self._batch.fill([first])
         while True:
             status = decode(context, batch)
-            if status == _ABORTED:
-                return RunResult(tokens=tokens, cut=True)
             if status != 0:
-                raise self._step_error(status)
+                return self._cut_run(status, tokens)
             token = sample(sampler, context, 0)
             tokens.append(token)
             if token in ends or len(tokens) >= n_max or not go_on():
@@ -175,22 +202,48 @@ class LlamaCpp:
             position += 1
             write(token, position)
 
+    def _cut_run(self, status: int, tokens: list[int]) -> RunResult:
+        if status == _ABORTED:
+            return RunResult(tokens=tokens, cut=True)
+        if status == _NO_SLOT:  # after some tokens: as if `go_on` had said no
+            return RunResult(tokens=tokens, no_room=not tokens)
+        raise self._step_error(status)
+
     def _step_error(self, status: int) -> EngineError:
-        if status == _NO_SLOT:
-            return EngineError("the engine found no free KV cells for a step that had them")
         return EngineError(f"the engine failed a step ({status}): {self._library.error()}")
 
     def remove(self, seq_id: int, start: int) -> bool:
         return self._model.remove(seq_id, start)
 
+    def share(self, source: int, seq_id: int, n: int) -> bool:
+        return self._model.share(source, seq_id, n)
+
+    def move_sampler(self, seq_id: int, to: int) -> None:
+        self._sampling.move(seq_id, to)
+
+    def end_sequence(self, seq_id: int) -> None:
+        self._sampling.free(seq_id)
+
     def save_state(self, seq_id: int) -> bytes:
         return self._model.save_state(seq_id)
 
-    def restore_state(self, seq_id: int, state: bytes) -> None:
-        self._model.restore_state(seq_id, state)
+    def take_state(self, seq_id: int, start: int, limit_bytes: int) -> bytes | None:
+        return self._model.take_state(seq_id, start, limit_bytes)
+
+    def restore_state(self, seq_id: int, state: bytes, start: int = 0) -> None:
+        self._model.restore_state(seq_id, state, start)
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        return embed(self._library, self._model, self._batch, prompts)
+
+    def pair_tokens(self, query: str, document: str) -> list[int]:
+        return self._model.pair_tokens(query, document)
 
     def commit_peak(self, time_limit_s: float) -> None:
         opened = self._model
+        if opened.pooling is not None:
+            self.embed([(opened.filler_token,) * opened.n_ubatch])
+            return
         deadline = time.monotonic() + time_limit_s
         self.start_sequence(0, SamplingParams(temperature=0))
         chunk = (opened.filler_token,) * opened.n_ubatch
@@ -205,7 +258,7 @@ class LlamaCpp:
             position = 0
         self._step_until(float("inf"), chunk[:1], position)
         opened.clear()
-        self._free_sampler(0)
+        self._sampling.free(0)
 
     def _step_until(self, deadline: float, tokens: tuple[int, ...], position: int) -> bool:
         """One step of sequence 0, cut at the deadline. Its buffers are allocated before that."""
@@ -236,9 +289,13 @@ class LlamaCpp:
         )
 
     def close(self) -> None:
-        for seq_id in tuple(self._samplers):
-            self._free_sampler(seq_id)
+        if self._samplers is not None:
+            self._samplers.free_all()
+            self._samplers = None
         self._dry_runs.forget()
+        if self._vocabulary is not None:
+            self._vocabulary.close()
+            self._vocabulary = None
         if self._open is not None:
             self._open.close()
             self._open = None

@@ -49,6 +49,11 @@ class Batch:
         self.struct.n_tokens = end
         return outputs
 
+    def want_all(self) -> None:
+        """Mark every token of the last `fill` as an output."""
+        n = self.struct.n_tokens
+        self._wanted[:n] = array("b", b"\x01" * n)
+
     def write_one(self, token: int, position: int) -> None:
         """The next token of the sequence that the last `fill` wrote alone."""
         self._tokens[0] = token

@@ -6,6 +6,7 @@ from typing import Any
 
 from loadmaster.engine.backends.llamacpp.library import Library
 from loadmaster.errors import EngineRefusedError
+from loadmaster.model.types import POOLINGS
 from loadmaster.plan.layout import opened_gpus
 from loadmaster.plan.types import EngineSettings
 
@@ -104,6 +105,25 @@ def context_params(library: Library, settings: EngineSettings) -> Params:
     params.offload_kqv = settings.offload_kqv
     params.op_offload = settings.op_offload
     params.swa_full = settings.swa_full
-    params.kv_unified = settings.kv_unified
+    # One sequence in a cache of its own and in a unified one take the same bytes, but only in the
+    # unified one are there ids for kept sequences.
+    params.kv_unified = settings.kv_unified or settings.n_seq_max == 1
     params.no_perf = True
+    if settings.pooling is not None:
+        _check_pooled(settings)
+        params.embeddings = True
+        params.pooling_type = 1 + POOLINGS.index(settings.pooling)
     return Params(params, ())
+
+
+def _check_pooled(settings: EngineSettings) -> None:
+    """Each token is an output, and a prompt lies within one ubatch.
+
+    The engine reserves a step of equal sequences; it aborts if that has more tokens than outputs.
+    """
+    sizes = (settings.n_batch, settings.n_ubatch, settings.n_outputs_max)
+    if len(set(sizes)) != 1 or settings.n_ubatch % settings.n_seq_max:
+        raise EngineRefusedError(
+            "for embeddings n_batch, n_ubatch and n_outputs_max are one multiple of n_seq_max"
+            f" {settings.n_seq_max}, not {', '.join(map(str, sizes))}"
+        )

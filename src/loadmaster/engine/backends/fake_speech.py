@@ -1,0 +1,86 @@
+"""What the fake backend says: its answer, JSON by a schema, log-probabilities, vectors, ranks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from loadmaster.engine.backends.grammar import Constraint
+from loadmaster.engine.types import StepResult, TokenLogprob
+
+N_BYTES = 256  # a byte is a token; this one ends a text
+N_EMBD = 8
+END_TEXT = b"<end>"
+_LOGPROB = -0.5
+_ALL_BYTES = (*range(33, N_BYTES), *range(33))  # spaces last
+_IN_A_STRING = (N_BYTES, *b'"a', *_ALL_BYTES)
+_ELSEWHERE = (N_BYTES, *b'}]",:', *_ALL_BYTES)
+
+
+@dataclass(slots=True, kw_only=True)
+class Speech:
+    """Where a sequence stands in what it says."""
+
+    answer: bytes
+    seed: int  # where in the answer it begins
+    eog_after: int | None
+    n_top: int | None
+    constraint: Constraint | None
+    said: int = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is reported beside its tokens."""
+        return self.n_top is None and self.constraint is None
+
+    def next(self) -> int:
+        """Its next token."""
+        said, self.said = self.said, self.said + 1
+        if self.constraint is not None:
+            return _constrained(self.constraint)
+        if self.eog_after is not None and said >= self.eog_after:
+            return N_BYTES
+        return self.answer[(said + self.seed) % len(self.answer)]
+
+
+def _constrained(constraint: Constraint) -> int:
+    """A token that the schema allows; one that ends a value, if there is such."""
+    bits = constraint.allowed()
+    allowed = {token for token in range(N_BYTES + 1) if bits[token // 32] >> token % 32 & 1}
+    order = _IN_A_STRING if ord("a") in allowed else _ELSEWHERE
+    token: int = next(token for token in order if token in allowed)
+    constraint.accept(token)
+    return token
+
+
+def result(tokens: Mapping[int, int], speeches: Mapping[int, Speech]) -> StepResult:
+    """The result of a step in which these sequences said these tokens."""
+    special = {s: speeches[s] for s in tokens if not speeches[s].plain}
+    if not special:
+        return StepResult(tokens=tokens)
+    constraints = {s: one.constraint for s, one in special.items() if one.constraint is not None}
+    reported = {s: one.n_top for s, one in special.items() if one.n_top is not None}
+    return StepResult(
+        tokens=tokens,
+        logprobs={s: _logprob(tokens[s], n_top) for s, n_top in reported.items()},
+        ended=[s for s, constraint in constraints.items() if constraint.ended],
+        failed={s: one.failure for s, one in constraints.items() if one.failure is not None},
+    )
+
+
+def _logprob(token: int, n_top: int) -> TokenLogprob:
+    """Made up, always the same: each token is e times likelier than the next."""
+    near = [(token + i) % N_BYTES for i in range(n_top)]
+    top = tuple((t, (t,), _LOGPROB - i) for i, t in enumerate(near))
+    raw = (token,) if token < N_BYTES else ()
+    return TokenLogprob(token=token, raw=raw, logprob=_LOGPROB, top=top)
+
+
+def counts(prompt: Sequence[int]) -> list[float]:
+    """A vector: how many of the prompt's bytes are congruent to 0 … 7."""
+    return [float(sum(token % N_EMBD == i for token in prompt)) for i in range(N_EMBD)]
+
+
+def likeness(pair: Sequence[int]) -> float:
+    """A rank: the part of the query's bytes that the document has, too."""
+    middle = pair.index(N_BYTES) if N_BYTES in pair else 0
+    query, document = set(pair[:middle]), set(pair[middle + 1 :])
+    return len(query & document) / max(1, len(query))
