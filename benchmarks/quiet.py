@@ -54,6 +54,19 @@ class Quiet:
         self.patience_s -= spent_s + time.monotonic() - start
 
 
+class Beside:
+    """What others had of the processors since it was made; `pid` is the process that works."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._start, self._before = time.monotonic(), _others_s(pid)
+
+    def share(self) -> float:
+        """0 to 1, of all processors together."""
+        seconds = time.monotonic() - self._start
+        return max(0.0, _others_s(self._pid) - self._before) / seconds / (os.cpu_count() or 1)
+
+
 def _others_s(pid: int | None) -> float:
     """Processor seconds used so far by everything but this process and `pid`."""
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]

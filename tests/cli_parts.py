@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from loadmaster.engine.exchange import Sink
 from loadmaster.engine.types import (
     DoneEvent,
     GenerateEvent,
@@ -210,6 +211,22 @@ class ScriptedEngine:
         self.texts.append(text)
         return [1] * add_special + [len(word) for word in text.split()]
 
+    def tokenize_many(
+        self, texts: Sequence[tuple[str, bool]], parse_special: bool = False
+    ) -> list[list[int]]:
+        return [self.tokenize(text, special, parse_special) for text, special in texts]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return " ".join("x" * token for token in tokens)
+
+    def embed(
+        self, prompts: Sequence[Sequence[int]], *, normalize: bool = True
+    ) -> list[list[float]]:
+        return [[float(len(prompt)), 0.0] for prompt in prompts]
+
+    def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
+        return [float(len(document)) for document in documents]
+
     def generate(self, request: GenerateRequest) -> Generator[GenerateEvent, None, None]:
         self.requests.append(request)
         words = self.answers.pop(0).split(" ")
@@ -217,6 +234,10 @@ class ScriptedEngine:
             text = word if count == 1 else " " + word
             yield TextEvent(request_id=request.request_id, text=text, n_tokens=count)
         yield self.done(request, len(words))
+
+    def start_request(self, request: GenerateRequest, sink: Sink) -> None:
+        for event in self.generate(request):
+            sink(request.request_id, event)
 
     def done(self, request: GenerateRequest, n_generated: int) -> DoneEvent:
         return DoneEvent(

@@ -27,11 +27,17 @@ SPREAD_BYTES = 32 * MIB
 
 
 def calibrated_overheads(
-    build_id: str, gpus: Sequence[Gpu], folder: Path | None = None, *, line_editor: bool = False
+    build_id: str,
+    gpus: Sequence[Gpu],
+    folder: Path | None = None,
+    *,
+    line_editor: bool = False,
+    server: bool = False,
+    schemas: bool = False,
 ) -> Overheads:
     """Bounds, replaced by what was measured where every GPU has been."""
     kept = _read(_file(folder))
-    overheads = default_overheads(gpus, line_editor=line_editor)
+    overheads = default_overheads(gpus, line_editor=line_editor, server=server, schemas=schemas)
     measured = {
         gpu.id: Bytes(kept[key] + SPREAD_BYTES)
         for gpu in gpus

@@ -33,6 +33,7 @@ class ChatSettings:
     stop: tuple[str, ...] = ()
     system: str | None = None
     raw: bool = False  # no chat template: messages are joined as they are
+    json_schema: str | None = None  # answers are JSON of this schema
 
 
 class Conversation:
@@ -161,6 +162,7 @@ class Chat:
             sampling=settings.sampling,
             max_tokens=settings.max_tokens,
             stop=settings.stop,
+            json_schema=settings.json_schema,
             progress=progress,
         )
         parts: list[str] = []

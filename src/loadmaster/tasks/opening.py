@@ -1,10 +1,11 @@
 """From what a user typed to a plan, and from a plan to an open session with its template."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from loadmaster.engine import builds
 from loadmaster.engine.meter import process_memory
@@ -18,8 +19,10 @@ from loadmaster.machine.target import for_target
 from loadmaster.machine.types import Machine
 from loadmaster.model.source import read_model
 from loadmaster.model.stamp import check_unchanged
+from loadmaster.plan.batch import JobOutline
 from loadmaster.plan.budget import make_budget
 from loadmaster.plan.codec import plan_from_json
+from loadmaster.plan.job_planning import JobPlan
 from loadmaster.plan.types import CPU, DoesNotFit, Plan, Workload
 from loadmaster.tasks import calibration
 from loadmaster.tasks.chat import Chat
@@ -28,6 +31,8 @@ from loadmaster.tasks.measured import with_measurements
 from loadmaster.tasks.planning import (
     PlanOptions,
     PlanRequest,
+    Sizes,
+    plan_job,
     plan_model,
     read_adapter,
     require_plan,
@@ -38,6 +43,7 @@ from loadmaster.tasks.template import ChatTemplate
 from loadmaster.units import Bytes
 
 FAKE = "fake"
+Made = TypeVar("Made")
 # The fake backend needs no library; the worker is started as for any other.
 _NO_BUILD = EngineBuild(id=FAKE, target="cpu", version="0", root=Path("/nonexistent"))
 
@@ -70,7 +76,11 @@ class Planner:
             budget=make_budget(machine, options.vram, options.ram),
             knobs=replace(options.knobs, adapters=adapters),
             overheads=calibration.calibrated_overheads(
-                self.build_id, machine.gpus, line_editor=options.line_editor
+                self.build_id,
+                machine.gpus,
+                line_editor=options.line_editor,
+                server=options.server,
+                schemas=options.schemas,
             ),
         )
 
@@ -108,12 +118,27 @@ class Planner:
             return replace(outcome, notes=(*self._notes, *outcome.notes))
         return outcome
 
+    def for_job(self, job: JobOutline) -> "Planner":
+        """From now on plans are for this job; returns itself."""
+        workload = replace(self.request.workload, kind="batch")
+        self.request = replace(self.request, workload=workload, job=job)
+        return self
+
+    def job_plan(self) -> JobPlan | DoesNotFit:
+        """The plan for the request's job, with what the job comes to."""
+        return self._with_sizer(plan_job, self.request)
+
     def _sized(self, request: PlanRequest) -> Plan | DoesNotFit:
+        return self._with_sizer(plan_model, request)
+
+    def _with_sizer(
+        self, make: Callable[[PlanRequest, Sizes | None], Made], request: PlanRequest
+    ) -> Made:
         if self.build is None:
-            return plan_model(request, None)
+            return make(request, None)
         devices = virtual_devices(request.machine)
         with Sizer(self.build, devices, backend=self.options.backend) as sizer:
-            return plan_model(request, sizer)
+            return make(request, sizer)
 
 
 def virtual_devices(machine: Machine) -> tuple[VirtualDevice, ...]:
@@ -169,6 +194,15 @@ class Opened:
         self.session.close()
         chat.session = self.session = open_session(plan, self._parts.opening(), progress)
 
+    def restart(self, progress: Progress) -> None:
+        """Open the same plan again: the worker died, or the session was closed for a while.
+
+        Raises:
+            LoadmasterError: it cannot be opened any more.
+        """
+        self.session.close()
+        self.session = open_session(self.session.plan, self._parts.opening(), progress)
+
     def close(self) -> None:
         """Stop the worker and the template's child."""
         self.session.close()
@@ -190,6 +224,7 @@ class _Parts:
     devices: tuple[VirtualDevice, ...]  # of the fake backend; real ones are the engine's to find
     template: ChatTemplate
     planner: Planner | None  # None: the plan came from a file
+    backend_options: Mapping[str, object] = field(default_factory=dict)
 
     def opening(self) -> Opening:
         return Opening(
@@ -205,6 +240,7 @@ class _Parts:
             devices=self.devices,
             backend=self.backend,
             min_batch=plan.engine.op_offload_min_batch,
+            options=self.backend_options,
         )
 
     def _parent_bytes(self) -> Bytes:
@@ -243,11 +279,22 @@ def open_model(name: str, options: PlanOptions, progress: Progress) -> Opened:
         LoadmasterError: whatever else stands in the way, with its exit code.
     """
     planner = Planner(name, options)
-    build = planner.build or builds.find_build()  # which says why there is none
-    plan = require_plan(planner.plan())
+    if planner.build is None:
+        builds.find_build()  # which says why there is none
+    return open_planned(planner, require_plan(planner.plan()), progress)
+
+
+def open_planned(planner: Planner, plan: Plan, progress: Progress) -> Opened:
+    """Load a plan of `planner` and prove it; where the machine disagrees, a smaller one of it.
+
+    Raises:
+        LoadmasterError: whatever stands in the way.
+    """
+    options = planner.options
     parts = _Parts(
         backend=options.backend,
-        build=build,
+        backend_options=options.backend_options,
+        build=planner.build or builds.find_build(),
         devices=virtual_devices(planner.request.machine) if options.backend == FAKE else (),
         template=ChatTemplate(planner.request.model.chat_template),
         planner=planner,

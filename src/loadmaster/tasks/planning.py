@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from loadmaster.errors import DoesNotFitError, NotFoundError, Number, UsageError
 from loadmaster.machine.types import Machine
 from loadmaster.model.stamp import model_stamp
 from loadmaster.model.types import ModelSpec
+from loadmaster.plan.batch import JobOutline
+from loadmaster.plan.job_planning import JobPlan, job_planning
 from loadmaster.plan.planner import planning
+from loadmaster.plan.problem import Search
 from loadmaster.plan.types import (
     Adapter,
     Budget,
@@ -25,6 +28,7 @@ from loadmaster.plan.types import (
 from loadmaster.units import Bytes, format_size
 
 DEMO = "demo"
+Outcome = TypeVar("Outcome")
 
 
 class Sizes(Protocol):
@@ -60,6 +64,10 @@ class PlanOptions:
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA file and scale
     # The command reads lines from a terminal: not of the placement, but of the RAM it takes.
     line_editor: bool = field(default=False, compare=False)
+    server: bool = field(default=False, compare=False)  # likewise: the command serves HTTP
+    schemas: bool = field(default=False, compare=False)  # likewise: a request has a JSON schema
+    # The fake backend's, for tests: speed, load time, faults.
+    backend_options: Mapping[str, object] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +80,7 @@ class PlanRequest:
     budget: Budget
     knobs: Knobs
     overheads: Overheads
+    job: JobOutline | None = None  # plan for it, its sequences and cells included
 
     def with_caps(self, caps: Mapping[str, Bytes], reason: str) -> "PlanRequest":
         """The same request under smaller caps; `reason` is appended to their origin."""
@@ -127,22 +136,57 @@ def plan_model(
     Raises:
         UsageError: the request contradicts the model.
     """
-    check_n_ctx(request.model, request.workload)
-    check_gpu_layers(request.knobs, request.machine)
-    knobs = _clamped(request.knobs, request.model)
-    sizes: dict[EngineSettings, Sizing | SizingFailure] | None = None if sizer is None else {}
+    if request.job is not None:
+        outcome = plan_job(request, sizer)
+        return outcome.plan if isinstance(outcome, JobPlan) else outcome
+    knobs, sizes = _checked_knobs(request), _no_sizes(sizer)
     steps = planning(
         request.machine, request.model, request.workload, request.budget, knobs,
         request.overheads, sizes, stamp=model_stamp(request.model), alternatives=alternatives,
     )  # fmt: skip
+    return _answered(steps, request.model, sizer, sizes)
+
+
+def plan_job(request: PlanRequest, sizer: Sizes | None) -> JobPlan | DoesNotFit:
+    """The same for `request.job`: how many sequences and cells it is to be run with, and where.
+
+    Raises:
+        UsageError: the request contradicts the model.
+    """
+    assert request.job is not None
+    knobs, sizes = _checked_knobs(request), _no_sizes(sizer)
+    steps = job_planning(
+        request.machine, request.model, request.job, request.workload, request.budget, knobs,
+        request.overheads, sizes, stamp=model_stamp(request.model),
+    )  # fmt: skip
+    return _answered(steps, request.model, sizer, sizes)
+
+
+def _checked_knobs(request: PlanRequest) -> Knobs:
+    check_n_ctx(request.model, request.workload)
+    check_gpu_layers(request.knobs, request.machine)
+    return _clamped(request.knobs, request.model)
+
+
+_Sizings = dict[EngineSettings, Sizing | SizingFailure]
+
+
+def _no_sizes(sizer: Sizes | None) -> _Sizings | None:
+    return None if sizer is None else {}
+
+
+def _answered(
+    steps: Search[Outcome], model: ModelSpec, sizer: Sizes | None, sizes: _Sizings | None
+) -> Outcome:
+    """Ask the engine whatever the planner asks, to its end."""
     try:
         while True:
             wanted = next(steps)
             assert sizer is not None
             assert sizes is not None
-            sizes.update(sizer.sizes(request.model, wanted.settings))
+            sizes.update(sizer.sizes(model, wanted.settings))
     except StopIteration as end:
-        outcome: Plan | DoesNotFit = end.value
+        outcome: Outcome = end.value
         return outcome
 
 

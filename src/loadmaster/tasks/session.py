@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
+from loadmaster.engine.exchange import Sink
 from loadmaster.engine.types import (
     DoneEvent,
     GenerateEvent,
@@ -66,8 +67,27 @@ class OpenEngine(Protocol):
     ) -> list[int]:
         """Text to tokens."""
 
+    def tokenize_many(
+        self, texts: Sequence[tuple[str, bool]], parse_special: bool = False
+    ) -> list[list[int]]:
+        """Each text's tokens; the flag beside it is `add_special`."""
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Tokens to text, control tokens as the texts that stand for them."""
+
+    def embed(
+        self, prompts: Sequence[Sequence[int]], *, normalize: bool = True
+    ) -> list[list[float]]:
+        """A vector for each prompt, of a model opened with a pooling."""
+
+    def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """How well each document answers the query, of a model opened for ranks."""
+
     def generate(self, request: GenerateRequest) -> Iterator[GenerateEvent]:
         """Events of one request, a DoneEvent last; leaving early cancels it."""
+
+    def start_request(self, request: GenerateRequest, sink: Sink) -> None:
+        """Events of one request to `sink`, on another thread; a DoneEvent or an error last."""
 
     def cancel(self, request_id: str) -> None:
         """End a request early."""
@@ -103,6 +123,11 @@ class Session:
         self._running: str | None = None
 
     @property
+    def engine(self) -> OpenEngine:
+        """For those who run many requests at once; its life is the session's."""
+        return self._engine
+
+    @property
     def n_ctx(self) -> int:
         """Tokens that one conversation may fill."""
         return self.loaded.n_ctx_seq
@@ -113,9 +138,17 @@ class Session:
 
     def tokens(self, prompt: str) -> tuple[int, ...]:
         """The prompt's tokens; a BOS token it starts with is not doubled by the engine's own."""
+        special = self._adds_special(prompt)
+        return tuple(self._engine.tokenize(prompt, add_special=special, parse_special=True))
+
+    def tokens_of(self, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+        """The same for many prompts, in one call."""
+        texts = [(prompt, self._adds_special(prompt)) for prompt in prompts]
+        return [tuple(t) for t in self._engine.tokenize_many(texts, parse_special=True)]
+
+    def _adds_special(self, prompt: str) -> bool:
         bos = self.loaded.bos_text
-        has_bos = bool(bos) and prompt.startswith(bos)
-        return tuple(self._engine.tokenize(prompt, add_special=not has_bos, parse_special=True))
+        return not (bool(bos) and prompt.startswith(bos))
 
     def generate(
         self,
@@ -124,6 +157,7 @@ class Session:
         sampling: SamplingParams,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        json_schema: str | None = None,
         progress: Progress | None = None,
     ) -> Generator[GenerateEvent, None, None]:
         """Events of one answer, a DoneEvent last. Closing the generator early cancels it.
@@ -139,6 +173,7 @@ class Session:
             max_tokens=max_tokens,
             sampling=sampling,
             stop=tuple(stop),
+            json_schema=json_schema,
         )
         return self._events(request, progress)
 

@@ -13,12 +13,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from loadmaster.errors import DamagedFileError, LoadmasterError, UsageError
 
 Role = Literal["system", "user", "assistant"]
-ChatMessage = Mapping[str, str]  # `role` and `content`
+ChatMessage = Mapping[str, Any]  # `role` and `content`; a server's also `tool_calls`
 
 TEMPLATE_LIMIT_BYTES = 256_000
 OUTPUT_LIMIT_CHARS = 8_000_000
@@ -61,8 +61,18 @@ class ChatTemplate:
         """The child, whose memory belongs to the budget too."""
         return self._child.pid if self._child else None
 
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template does something with `tools`."""
+        return self._source is not None and "tools" in self._source
+
     def render(
-        self, messages: Sequence[ChatMessage], *, bos_text: str = "", eos_text: str = ""
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        bos_text: str = "",
+        eos_text: str = "",
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """The prompt that asks for the next assistant turn.
 
@@ -77,7 +87,7 @@ class ChatTemplate:
             "bos_token": bos_text,
             "eos_token": eos_text,
             "add_generation_prompt": True,
-            "tools": None,
+            "tools": None if tools is None else list(map(dict, tools)),
         }
         request = {
             "template": self._source,

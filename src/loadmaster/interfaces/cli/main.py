@@ -18,13 +18,18 @@ from loadmaster.errors import UsageError
 from loadmaster.interfaces.cli.failure import INTERRUPTED_EXIT_CODE, Failure, describe
 
 COMMANDS = {
+    "batch": ("loadmaster.interfaces.cli.batch", "Run files of requests, durably."),
     "bench": ("loadmaster.interfaces.cli.bench", "Measure speed under the plan."),
     "chat": ("loadmaster.interfaces.cli.chat", "Talk to a model, inside a memory budget."),
     "doctor": ("loadmaster.interfaces.cli.doctor", "Show this machine and what limits it."),
     "engine": ("loadmaster.interfaces.cli.engine", "Build, list, test and choose engines."),
+    "launch": ("loadmaster.interfaces.cli.launch", "Print a program's settings for a server."),
     "plan": ("loadmaster.interfaces.cli.plan", "Show what would go where, without loading it."),
+    "ps": ("loadmaster.interfaces.cli.ps", "Show the models that a server has loaded."),
     "pull": ("loadmaster.interfaces.cli.pull", "Download a model, verified and resumable."),
     "run": ("loadmaster.interfaces.cli.run", "Answer one prompt, inside a memory budget."),
+    "serve": ("loadmaster.interfaces.cli.serve", "Serve models over HTTP, under one budget."),
+    "stop": ("loadmaster.interfaces.cli.stop", "Unload a model of a server."),
 }
 
 

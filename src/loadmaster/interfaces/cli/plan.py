@@ -30,6 +30,38 @@ from loadmaster.tasks.planning import PlanOptions, require_plan
     help="Tokens of the prompt that TTFT and prefill are predicted for; default: 512.",
 )
 @click.option(
+    "--workload",
+    type=click.Choice(["chat", "serve", "batch"]),
+    help="What to be fast at: one conversation, several, or requests per hour; default: chat.",
+)
+@click.option(
+    "-np",
+    "--sequences",
+    "--parallel",
+    "n_sequences",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Conversations or requests at the same time.",
+)
+@click.option(
+    "--cells",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of all sequences together; default: `--ctx` for each.",
+)
+@click.option(
+    "--output-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of an answer, as weighed against the prompt's; default: 256.",
+)
+@click.option(
+    "--shared-tokens",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="With --workload batch: leading tokens that all prompts share; default: 0.",
+)
+@click.option(
     "--compare",
     "comparing",
     is_flag=True,
@@ -69,10 +101,13 @@ def command(models: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **
     Every line of the ledger says where its figure is from: `header` and `engine` are exact,
     `calibrated` was measured here, `bound` is a conservative bound. Exit code 3: nothing fits.
 
+    With --workload batch and --sequences the placement is the one that finishes the most requests
+    per hour; `loadmaster batch plan FILE` chooses the sequences too, from a file of requests.
+
     With --compare, MODEL may be given several times and may be a folder or a repository: each of
     its files is planned, with an f16 and a q8_0 cache.
     """
-    options = _with_prompt(read_plan_options(given), given["prompt_tokens"])
+    options = _with_workload(read_plan_options(given), given)
     if given["comparing"]:
         _compare(models, options, given, as_json=as_json, quiet=quiet)
         return
@@ -85,10 +120,26 @@ def command(models: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **
     click.echo(render.plan_text(plan))
 
 
-def _with_prompt(options: PlanOptions, prompt_tokens: int | None) -> PlanOptions:
-    if prompt_tokens is None:
-        return options
-    return replace(options, workload=replace(options.workload, prompt_tokens=prompt_tokens))
+def _with_workload(options: PlanOptions, given: dict[str, Any]) -> PlanOptions:
+    """The workload's options; several sequences are served, unless the job is named."""
+    several = (given["n_sequences"] or 1) > 1
+    changes = {
+        "kind": given["workload"] or ("serve" if several else "chat"),
+        "n_seq_max": given["n_sequences"],
+        "n_cells": given["cells"],
+        "prompt_tokens": given["prompt_tokens"],
+        "output_tokens": given["output_tokens"],
+        "shared_tokens": given["shared_tokens"],
+    }
+    asked = {name: value for name, value in changes.items() if value is not None}
+    workload = replace(options.workload, **asked)
+    if workload.shared_tokens >= workload.prompt_tokens:
+        raise UsageError(
+            f"{workload.shared_tokens} shared tokens leave nothing of a prompt of "
+            f"{workload.prompt_tokens}",
+            hint="`--prompt-tokens` counts the shared ones too",
+        )
+    return replace(options, workload=workload)
 
 
 def _compare(

@@ -1,5 +1,6 @@
 """Progress on stderr: a bar on a terminal, single lines elsewhere, nothing when quiet."""
 
+import shutil
 import sys
 import time
 from typing import TextIO
@@ -45,16 +46,30 @@ class TerminalProgress:
         self._drawn = ""
         self._started.clear()
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a line can be drawn again."""
+        return self._tty
+
+    def redraw(self, line: str) -> None:
+        """Draw a line in place of the last one; nothing when quiet or not on a terminal."""
+        if not self._quiet and self._tty:
+            # A line that wraps cannot be wiped.
+            self._put(line[: shutil.get_terminal_size().columns - 1])
+
     def _draw(self, verb: str, fraction: float, amount: str) -> None:
         now = time.monotonic()
         started = self._started.setdefault(verb, now)
         if self._quiet or not self._tty or (now - self._drawn_at < _REDRAW_S and fraction < 1):
             return
-        line = bar_line(verb, fraction, amount, now - started)
+        self._put(bar_line(verb, fraction, amount, now - started))
+        self._drawn_at = now
+
+    def _put(self, line: str) -> None:
         padding = " " * max(0, len(self._drawn) - len(line))
         self._stream.write("\r" + line + padding)
         self._stream.flush()
-        self._drawn, self._drawn_at = line, now
+        self._drawn = line
 
 
 def bar_line(verb: str, fraction: float, amount: str, elapsed_s: float) -> str:

@@ -13,6 +13,7 @@ from loadmaster.plan.types import (
     EngineSettings,
     Plan,
     Prediction,
+    Workload,
 )
 from loadmaster.tasks.measurement import MemoryRow
 from loadmaster.units import format_size
@@ -98,13 +99,13 @@ def _of_cap(device: DevicePlan) -> str:
 
 def settings_text(plan: Plan) -> str:
     """The engine's settings as the flags that fix them."""
-    return "settings as flags\n" + _INDENT + " ".join(settings_flags(plan.engine))
+    return "settings as flags\n" + _INDENT + " ".join(settings_flags(plan.engine, plan.workload))
 
 
-def settings_flags(engine: EngineSettings) -> list[str]:
+def settings_flags(engine: EngineSettings, workload: Workload | None = None) -> list[str]:
     """Flags of `run` that lead to these settings on the same machine."""
     flags = [
-        f"--ctx {engine.n_ctx // engine.n_seq_max}",
+        *_cells_flags(engine, workload),
         f"-ngl {engine.n_gpu_layers}",
         f"-ctk {engine.type_k}",
         f"-ctv {engine.type_v}",
@@ -115,7 +116,10 @@ def settings_flags(engine: EngineSettings) -> list[str]:
         f"-t {engine.n_threads}",
     ]
     if len(engine.layers_per_device) > 1:
-        flags.insert(2, "-ts " + ",".join(map(str, engine.layers_per_device)))
+        flags.insert(
+            flags.index(f"-ngl {engine.n_gpu_layers}") + 1,
+            "-ts " + ",".join(map(str, engine.layers_per_device)),
+        )
     flags += [f"-ot '{o.pattern}={o.device}'" for o in engine.overrides]
     if not engine.offload_kqv:
         flags.append("-nkvo")
@@ -124,11 +128,26 @@ def settings_flags(engine: EngineSettings) -> list[str]:
     return flags
 
 
+def _cells_flags(engine: EngineSettings, workload: Workload | None) -> list[str]:
+    """Tokens of one sequence, the number of sequences, and the cells of all where they differ."""
+    n_ctx, n = engine.n_ctx // engine.n_seq_max, engine.n_seq_max
+    if n == 1:
+        return [f"--ctx {n_ctx}"]
+    if workload is None or workload.n_cells is None:
+        return [f"--ctx {n_ctx}", f"--sequences {n}"]
+    return [f"--ctx {workload.n_ctx}", f"--sequences {n}", f"--cells {engine.n_ctx}"]
+
+
+UNMEASURED = (
+    "unknown, the machine was not measured: `loadmaster doctor --measure` does it in 20 seconds"
+)
+
+
 def prediction_text(predicted: Prediction) -> str:
     """Predicted speed by phase, what bounds it, and what the figures rest on."""
     speeds = _speeds(predicted)
     if not speeds:
-        return "predicted speed: unknown (no bandwidth figures for this machine)"
+        return f"predicted speed: {UNMEASURED}"
     basis = {
         "measured": "from measured bandwidths",
         "table": "from a table of bandwidths, not measured here",

@@ -1,6 +1,7 @@
 """`loadmaster run`: one prompt in, one answer out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from loadmaster.interfaces.cli.options import (
     sampling_options,
 )
 from loadmaster.interfaces.cli.progress import TerminalProgress
-from loadmaster.interfaces.cli.text import read_prompt
+from loadmaster.interfaces.cli.text import read_json_schema, read_prompt
 from loadmaster.plan.codec import plan_to_json
 from loadmaster.schema import to_json
 from loadmaster.tasks.chat import Chat, ChatSettings, Conversation
@@ -41,6 +42,12 @@ from loadmaster.tasks.opening import Opened, open_model, open_plan_file
     type=click.Path(path_type=Path, dir_okay=False),
     help="Run this plan (of `plan --json`) instead of making one.",
 )
+@click.option(
+    "--json-schema",
+    "json_schema",
+    metavar="FILE|TEXT",
+    help="Answer with JSON of this schema: a file, or the schema itself; '{}' is any JSON.",
+)
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without the chat template.")
 @sampling_options
 @plan_options
@@ -50,6 +57,7 @@ def command(
     prompt: str | None,
     file: Path | None,
     plan_file: Path | None,
+    json_schema: str | None,
     as_json: bool,
     quiet: bool,
     debug: bool,
@@ -70,14 +78,15 @@ def command(
         )
     text = read_prompt(prompt, file)
     progress = TerminalProgress(quiet=quiet or as_json)
-    options = read_plan_options(given)
+    schema = None if json_schema is None else read_json_schema(json_schema)
+    options = replace(read_plan_options(given), schemas=schema is not None)
     opened = (
         open_plan_file(plan_file, options, progress)
         if plan_file is not None
         else open_model(str(model), options, progress)
     )
     with opened:
-        settings = _settings(given)
+        settings = replace(_settings(given), json_schema=schema)
         answer = _answer(opened, text, settings, progress, show=not as_json)
         if as_json:
             click.echo(json.dumps(_to_json(opened, answer, settings), ensure_ascii=False))

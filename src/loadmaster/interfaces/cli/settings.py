@@ -44,6 +44,10 @@ _SAMPLING: dict[str, tuple[str, Callable[[str], float]]] = {
     "top_k": ("top_k", _count),
     "top_p": ("top_p", _fraction),
     "min_p": ("min_p", _fraction),
+    "typical_p": ("typical_p", _fraction),
+    "repeat_penalty": ("repeat_penalty", _not_negative),
+    "frequency_penalty": ("frequency_penalty", float),
+    "presence_penalty": ("presence_penalty", float),
     "seed": ("seed", _count),
 }
 KEYS = (*_SAMPLING, "max_tokens", "system", "ctx")

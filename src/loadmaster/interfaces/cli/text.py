@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+from loadmaster.engine.request_checks import check_schema_text
 from loadmaster.errors import NotFoundError, UsageError
 
 PROMPT_LIMIT_BYTES = 64 << 20
@@ -40,6 +41,18 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
             hint='give one: `loadmaster run MODEL "…"`, `-f FILE`, or a pipe; '
             "`loadmaster chat MODEL` asks for it",
         )
+    return text
+
+
+def read_json_schema(given: str) -> str:
+    """The schema itself, or what is in the file of this name; checked as far as that is quick.
+
+    Raises:
+        UsageError: it is no JSON object, or too large.
+        NotFoundError: there is no such file.
+    """
+    text = given if given.lstrip().startswith(("{", "[")) else _read_file(Path(given))
+    check_schema_text(text)
     return text
 
 

@@ -1,0 +1,150 @@
+"""`loadmaster batch list`, `status`, `results` and `cancel`: jobs seen from outside."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from loadmaster.interfaces.cli.batch_render import (
+    counts_text,
+    finish_time,
+    job_json,
+    job_text,
+    jobs_table,
+)
+from loadmaster.interfaces.cli.options import common_options
+from loadmaster.interfaces.cli.progress import TerminalProgress, bar_line
+from loadmaster.jobs.shelf import Shelf
+from loadmaster.jobs.store import JobStore
+from loadmaster.jobs.types import Counts, Job
+from loadmaster.tasks.batch import jobs as batch_jobs
+
+_WATCH_S = 1.0
+_LISTED_FAILURES = 5
+
+
+@click.command("list")
+@common_options
+def list_jobs(as_json: bool, quiet: bool, debug: bool) -> None:
+    """List all jobs, the newest first."""
+    shelf = batch_jobs.open_shelf()
+    rows = [
+        (job, batch_jobs.shown_state(shelf, job), _counts(shelf, job.job_id))
+        for job in shelf.jobs()
+    ]
+    if as_json:
+        click.echo(json.dumps({"schema_version": 1, "jobs": [job_json(*row) for row in rows]}))
+    elif rows:
+        click.echo(jobs_table(rows))
+    elif not quiet:
+        click.echo("no jobs; `loadmaster batch run -i FILE -o FILE -m MODEL` makes one", err=True)
+
+
+def _counts(shelf: Shelf, job_id: str) -> Counts:
+    with JobStore(shelf.path(job_id), read_only=True) as store:
+        return store.counts()
+
+
+@click.command("status")
+@click.argument("job", metavar="ID")
+@click.option("--watch", is_flag=True, help="Stay, and draw it again until the job ends.")
+@common_options
+def status(job: str, watch: bool, as_json: bool, quiet: bool, debug: bool) -> None:
+    """Show how far a job is, and what its first failed items say. ID may be shortened."""
+    shelf = batch_jobs.open_shelf()
+    job_id = shelf.find(job)
+    if watch and not as_json:
+        _watch(shelf, job_id)
+    with JobStore(shelf.path(job_id), read_only=True) as store:
+        found, counts = store.job(), store.counts()
+        failed = store.failures_listed(_LISTED_FAILURES)
+    state = batch_jobs.shown_state(shelf, found)
+    if as_json:
+        value = {**job_json(found, state, counts), "first_failures": failed}
+        click.echo(json.dumps(value, ensure_ascii=False))
+        return
+    click.echo(job_text(found, state, counts))
+    for line in failed:
+        click.echo(f"failed: {line['custom_id']}: {_reason(line)}")
+
+
+def _reason(line: Mapping[str, object]) -> str:
+    """The message in a line of an error file."""
+    error = line.get("error")
+    if isinstance(error, dict):
+        return str(error.get("message"))
+    response = line.get("response")
+    body = response.get("body") if isinstance(response, dict) else None
+    inner = body.get("error") if isinstance(body, dict) else None
+    return str(inner.get("message")) if isinstance(inner, dict) else "no reason"
+
+
+def _watch(shelf: Shelf, job_id: str) -> None:
+    """Draw the job's line every second while a process works on it."""
+    progress = TerminalProgress(stream=sys.stderr)
+    with JobStore(shelf.path(job_id), read_only=True) as store:
+        began = (time.monotonic(), store.counts())
+        while shelf.owner(job_id) is not None:
+            progress.redraw(_watch_line(store.job(), store.counts(), began))
+            time.sleep(_WATCH_S)
+    progress.finish()
+
+
+def _watch_line(job: Job, counts: Counts, began: tuple[float, Counts]) -> str:
+    since, before = began
+    passed = time.monotonic() - since
+    tokens = counts.generated_tokens - before.generated_tokens
+    ended = before.left - counts.left
+    fraction = 1 - counts.left / counts.total if counts.total else 1.0
+    parts = [bar_line(job.job_id, fraction, counts_text(counts), 0.0)]
+    if passed > _WATCH_S and ended:
+        parts.append(f"{tokens / passed:.0f} tok/s")
+        parts.append(f"until {finish_time(counts.left * passed / ended, datetime.now())}")
+    return "  ".join(parts)
+
+
+@click.command("results")
+@click.argument("job", metavar="ID")
+@click.option(
+    "-o", "--output-file", "output_path", type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a file, and the failed items beside it; default: the answers to stdout.",
+)  # fmt: skip
+@click.option("--errors", is_flag=True, help="To stdout: the failed items.")
+@common_options
+def results(
+    job: str, output_path: Path | None, errors: bool, as_json: bool, quiet: bool, debug: bool
+) -> None:
+    """Write the answers that a job has so far, in OpenAI's form; also while it runs."""
+    shelf = batch_jobs.open_shelf()
+    job_id = shelf.find(job)
+    with JobStore(shelf.path(job_id), read_only=True) as store:
+        if output_path is None:
+            for line in store.lines(failed=errors):
+                click.echo(line.decode())
+            return
+        n_done, n_failed = batch_jobs.write_results(store, output_path, None, job_id=job_id)
+        counts = store.counts()
+    if as_json:
+        value = {"done": n_done, "failed": n_failed, "left": counts.left}
+        click.echo(json.dumps({"schema_version": 1, "job_id": job_id, **value}))
+    elif not quiet:
+        click.echo(f"{n_done} answers and {n_failed} failed items, {counts.left} left", err=True)
+
+
+@click.command("cancel")
+@click.argument("job", metavar="ID")
+@common_options
+def cancel(job: str, as_json: bool, quiet: bool, debug: bool) -> None:
+    """Give a job up, also one that runs elsewhere. Its results stay; `resume` takes it up again."""
+    shelf = batch_jobs.open_shelf()
+    job_id = shelf.find(job)
+    running = batch_jobs.cancel(shelf, job_id)
+    if as_json:
+        click.echo(json.dumps({"schema_version": 1, "job_id": job_id, "was_running": running}))
+    elif not quiet:
+        words = "it ends within seconds" if running else "cancelled"
+        click.echo(f"{job_id}: {words}", err=True)

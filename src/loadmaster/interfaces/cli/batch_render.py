@@ -1,0 +1,107 @@
+"""Jobs as text and as JSON: tables, progress lines, finish times."""
+
+from datetime import datetime
+
+from loadmaster.interfaces.cli.progress import bar_line
+from loadmaster.interfaces.cli.render import table
+from loadmaster.jobs.types import Counts, Job
+from loadmaster.tasks.batch.progress import RunState
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def state_line(state: RunState, now: datetime) -> str:
+    """`items ━━━── 45 %  450 done, 2 failed, 548 left  812 tok/s  2 h left, until 03:12`."""
+    counts = state.counts
+    fraction = 1.0 if not counts.total else (counts.total - counts.left) / counts.total
+    parts = [bar_line("items", fraction, counts_text(counts), 0.0)]
+    if state.waiting:
+        parts.append(state.waiting)
+    else:
+        parts.append(f"{state.tok_s:.0f} tok/s")
+        if state.left_s is not None and counts.left:
+            parts.append(f"{duration(state.left_s)} left, until {finish_time(state.left_s, now)}")
+    return "  ".join(parts)
+
+
+def finish_time(left_s: float, now: datetime) -> str:
+    """`03:12`, or with the day when it is more than a day off."""
+    done = datetime.fromtimestamp(now.timestamp() + left_s)
+    return f"{done:%H:%M}" if left_s < 86400 else f"{done:%a %H:%M}"
+
+
+def counts_text(counts: Counts) -> str:
+    """`450 done, 2 failed, 548 left`."""
+    failed = f", {counts.failed} failed" if counts.failed else ""
+    return f"{counts.done} done{failed}, {counts.left} left"
+
+
+def jobs_table(rows: list[tuple[Job, str, Counts]]) -> str:
+    """One line for each job."""
+    lines: list[tuple[str, ...]] = [("ID", "MODEL", "STATE", "DONE", "FAILED", "LEFT", "CREATED")]
+    for job, state, counts in rows:
+        created = datetime.fromtimestamp(job.created_s)
+        lines.append(
+            (
+                job.job_id, job.model, state, str(counts.done), str(counts.failed),
+                str(counts.left), f"{created:%Y-%m-%d %H:%M}",
+            )
+        )  # fmt: skip
+    return table(lines, right=(3, 4, 5))
+
+
+def job_text(job: Job, state: str, counts: Counts) -> str:
+    """Everything about one job."""
+    rows = [
+        ("job", job.job_id),
+        ("state", state),
+        ("model", job.model),
+        ("input", str(job.input_path or "-")),
+        ("output", str(job.output_path or f"`loadmaster batch results {job.job_id}`")),
+        ("items", counts_text(counts)),
+        ("prompt tokens", f"{counts.prompt_tokens} ({counts.cached_tokens} of them shared)"),
+        ("generated", f"{counts.generated_tokens} tokens"),
+        ("ran for", duration(job.run_s)),
+    ]
+    return table(rows)
+
+
+def job_json(job: Job, state: str, counts: Counts) -> dict[str, object]:
+    """The same for programs."""
+    return {
+        "schema_version": 1,
+        "job_id": job.job_id,
+        "model": job.model,
+        "state": job.state,
+        "shown_state": state,
+        "reason": job.reason,
+        "input_path": None if job.input_path is None else str(job.input_path),
+        "output_path": None if job.output_path is None else str(job.output_path),
+        "error_path": None if job.error_path is None else str(job.error_path),
+        "created_s": job.created_s,
+        "started_s": job.started_s,
+        "ended_s": job.ended_s,
+        "run_s": job.run_s,
+        "counts": {
+            "total": counts.total,
+            "done": counts.done,
+            "failed": counts.failed,
+            "left": counts.left,
+        },
+        "usage": {
+            "prompt_tokens": counts.prompt_tokens,
+            "cached_tokens": counts.cached_tokens,
+            "generated_tokens": counts.generated_tokens,
+        },
+    }

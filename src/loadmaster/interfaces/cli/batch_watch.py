@@ -1,0 +1,66 @@
+"""Watching a run from its own terminal: one line that is drawn again, or a line a minute."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+
+from loadmaster.interfaces.cli.batch_render import state_line
+from loadmaster.interfaces.cli.progress import TerminalProgress
+from loadmaster.jobs.types import ItemResult
+from loadmaster.tasks.batch.progress import RunState
+
+_LINE_EVERY_S = 60.0  # where nothing can be drawn again: a log file
+
+
+class RunProgress(TerminalProgress):
+    """A `Watcher` of a run and a `Progress` of its loads, on stderr."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        super().__init__(quiet=quiet)
+        self._said_s = time.monotonic()
+        self.last: RunState | None = None
+
+    def state(self, state: RunState) -> None:
+        """Draw the line again, or say it when it is time."""
+        self.last = state
+        line = state_line(state, datetime.now())
+        now = time.monotonic()
+        if self.is_terminal:
+            self.redraw(line)
+        elif now - self._said_s >= _LINE_EVERY_S:
+            self._said_s = now
+            self.say(line)
+
+    def committed(self, results: Sequence[ItemResult]) -> None:
+        """The state says it."""
+
+
+@contextmanager
+def heeding_signals(stop: Callable[[bool], bool]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call `stop(at_once)`: the first time to drain, then to stop at once.
+
+    Where `stop` says no, nothing runs that could be drained: KeyboardInterrupt is raised.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    count = 0
+
+    def heed(_signal: int, _frame: object) -> None:
+        nonlocal count
+        count += 1
+        if count > 2 or not stop(count > 1):
+            raise KeyboardInterrupt
+        words = "finishing what is in flight; once more: stop now" if count == 1 else "stopping"
+        sys.stderr.write(f"\n{words}\n")
+
+    before = {number: signal.signal(number, heed) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,32 @@
+"""Why requests end that are not to blame: a worker that died, a model that is down, a server that
+ends."""
+
+from loadmaster.errors import EngineError, LoadmasterError
+
+# After so many deaths in so long a time a model is not loaded again by itself.
+BREAKER_DEATHS = 3
+BREAKER_S = 600.0
+
+
+def is_out_of_memory(failure: LoadmasterError) -> bool:
+    """Whether a worker died for want of memory, as its post-mortem words it."""
+    text = f"{failure.message} {failure.hint or ''}"
+    return "out of memory" in text or "give it more memory" in text
+
+
+def model_failed(model: str, failure: LoadmasterError) -> EngineError:
+    """The error of a model that stays down."""
+    error = EngineError(
+        f"the worker of `{model}` died {BREAKER_DEATHS} times in {BREAKER_S / 60:.0f} minutes, "
+        f"last: {failure.message}",
+        hint=f"`loadmaster stop {model}` lets it be loaded again",
+    )
+    error.code = "model_failed"
+    return error
+
+
+def shutting_down() -> EngineError:
+    """The error of requests that the server does not take any more, or does not finish."""
+    error = EngineError("the server is shutting down", hint="send the request again later")
+    error.code = "shutting_down"
+    return error

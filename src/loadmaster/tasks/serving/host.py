@@ -1,0 +1,346 @@
+"""Many models behind one server, under one budget.
+
+A model is loaded when it is first asked for. One load at a time: what does not fit beside the open
+models takes the place of those that were used least recently, idle ones first; where even that is
+not enough, nothing is closed and the client is told how many bytes are missing.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+from loadmaster.engine.types import GenerateRequest
+from loadmaster.errors import EngineError, LoadmasterError
+from loadmaster.tasks.opening import Opened
+from loadmaster.tasks.planning import PlanRefusedError
+from loadmaster.tasks.serving.answer import Answer, Mailbox
+from loadmaster.tasks.serving.counts import Counts
+from loadmaster.tasks.serving.deaths import (
+    BREAKER_DEATHS,
+    BREAKER_S,
+    is_out_of_memory,
+    model_failed,
+    shutting_down,
+)
+from loadmaster.tasks.serving.events import EventLog, LoadProgress, ready_text
+from loadmaster.tasks.serving.model import ServedModel
+from loadmaster.tasks.serving.offers import Offers
+from loadmaster.tasks.serving.opening import (
+    Ledger,
+    ModelOpener,
+    Prepared,
+    Share,
+    close_and_confirm,
+    ledger_of,
+    reduced,
+)
+from loadmaster.tasks.serving.types import ModelRow, ServeOptions
+from loadmaster.units import format_size
+
+T = TypeVar("T")
+
+TICK_S = 0.25
+
+
+class Serving:
+    """The models of a server. Everything is used from one event loop."""
+
+    def __init__(
+        self,
+        offers: Offers,
+        options: ServeOptions,
+        opener: ModelOpener,
+        *,
+        events: EventLog | None = None,
+        close: Callable[[Opened], Ledger] = close_and_confirm,
+    ) -> None:
+        """To be made inside the running event loop."""
+        self.options = options
+        self.offers = offers
+        self.events = events or EventLog()
+        self.started_s = time.time()
+        self.closing = False
+        self._opener = opener
+        self._close = close
+        mailbox = Mailbox(asyncio.get_running_loop())
+        self.mailbox = mailbox
+        self.counts = {offer.id: Counts() for offer in offers}
+        self.models = {
+            offer.id: ServedModel(
+                offer, queue_cap=options.queue_cap, mailbox=mailbox, counts=self.counts[offer.id]
+            )
+            for offer in offers
+        }
+        for model in self.models.values():
+            model.on_death = self._on_death
+            model.keep_alive_s = options.keep_alive_s
+        self._turn = asyncio.Lock()  # one load or unload at a time
+        self._loads: dict[str, asyncio.Task[None]] = {}
+        self._deaths: dict[str, deque[float]] = {}
+        self._at_most: dict[str, Ledger] = {}  # after an out-of-memory death
+        self._loader = ThreadPoolExecutor(2, thread_name_prefix="serve-load")
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._watch = self._background(self._supervise())
+
+    # -- asking
+
+    @asynccontextmanager
+    async def use(self, name: str | None) -> AsyncIterator[ServedModel]:
+        """A model that is loaded, held until the block ends.
+
+        Raises:
+            NotFoundError: there is none of this name.
+            BusyError: too many requests wait for it.
+            PlanRefusedError: it does not fit, even alone.
+        """
+        model = self.find(name)
+        model.hold()
+        try:
+            await self.ensure(model)
+            yield model
+        finally:
+            model.release()
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model a client means; loaded or not."""
+        return self.models[self.offers.find(name).id]
+
+    def rows(self) -> tuple[ModelRow, ...]:
+        """Every model that is more than an offer."""
+        return tuple(m.row() for m in self.models.values() if m.state != "unloaded")
+
+    async def ensure(self, model: ServedModel) -> None:
+        """Wait until the model is loaded. The load goes on when the one who asked is gone."""
+        self._check_open()
+        if model.state == "failed":
+            assert model.failure is not None
+            raise model.failure
+        if model.state != "ready":
+            await asyncio.shield(self._load_task(model))
+
+    async def call(self, model: ServedModel, function: Callable[[Opened], T]) -> T:
+        """A call to the model's worker or template, off the event loop.
+
+        A worker that was closed or died meanwhile is tried once more when there is a new one.
+        """
+        await self.ensure(model)
+        opened = model.live
+        try:
+            return await model.call(function, opened)
+        except EngineError:
+            if model.opened is opened and opened.session.engine.failure is None:
+                raise
+        await self.ensure(model)
+        return await model.call(function, model.live)
+
+    def submit(self, model: ServedModel, requests: Sequence[GenerateRequest]) -> Answer:
+        """Have requests run; one model may have been closed for another meanwhile."""
+        self._check_open()
+        answer = model.submit(requests)
+        if model.state == "unloaded":
+            self._load_task(model)
+        return answer
+
+    def _check_open(self) -> None:
+        if self.closing:
+            raise shutting_down()
+
+    def _load_task(self, model: ServedModel) -> asyncio.Task[None]:
+        task = self._loads.get(model.id)
+        if task is None:
+            task = self._background(self._load(model))
+            self._loads[model.id] = task
+            task.add_done_callback(lambda _: self._loads.pop(model.id, None))
+        return task
+
+    def _background(self, work: Any) -> asyncio.Task[Any]:
+        """Run something nobody waits for; its error is kept from being an unheard one."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, LoadmasterError):
+            self.events.add("note", "", f"a task failed: {type(error).__name__}")
+
+    async def _blocking(self, function: Callable[..., T], *args: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._loader, partial(function, *args))
+
+    # -- loading
+
+    async def _load(self, model: ServedModel) -> None:
+        async with self._turn:
+            if model.state in ("ready", "failed") or self.closing:
+                return
+            model.state = "loading"
+            started = time.monotonic()
+            self.events.add("loading", model.id, "planning")
+            try:
+                opened = await self._open(model)
+            except Exception as error:
+                self._not_loaded(model, error)
+                raise
+            self.counts[model.id].loads += 1
+            model.attach(opened)
+            self.events.add("ready", model.id, ready_text(opened, time.monotonic() - started))
+
+    def _not_loaded(self, model: ServedModel, error: Exception) -> None:
+        if not isinstance(error, LoadmasterError):  # a defect: its text is for nobody
+            error = EngineError(f"loading `{model.id}` failed: {type(error).__name__}")
+        model.state = "unloaded"
+        model.fail_waiting(error)
+        self.events.add("refused", model.id, error.message)
+
+    async def _open(self, model: ServedModel) -> Opened:
+        prepared, victims = await self._choose(model)
+        for victim in victims:
+            await self._unload(victim, "evicted", f"its memory is for `{model.id}`")
+            self.counts[victim.id].evictions += 1
+        if victims:  # what the drivers really gave back counts
+            prepared = await self._prepare(model, self._open_beside(model), ())
+        return await self._blocking(prepared.open, self._progress(model))
+
+    def _progress(self, model: ServedModel) -> LoadProgress:
+        say = partial(self.events.add, "note", model.id)
+        return LoadProgress(
+            say=lambda line: self.mailbox.post(partial(say, line)), stopping=lambda: self.closing
+        )
+
+    async def _choose(self, model: ServedModel) -> tuple[Prepared, Sequence[ServedModel]]:
+        """A plan, and whom it replaces: as few as will do, idle ones first, least recently used.
+
+        Raises:
+            PlanRefusedError: it would not fit if every other model were closed.
+        """
+        others = self._open_beside(model)
+        others.sort(key=lambda other: (not other.is_idle, other.last_used_s))
+        for count in range(len(others) + 1):
+            try:
+                prepared = await self._prepare(model, others[count:], others[:count])
+            except PlanRefusedError:
+                if count == len(others):
+                    raise
+            else:
+                return prepared, others[:count]
+        raise AssertionError("unreachable")
+
+    async def would_get(self, model: ServedModel) -> Prepared:
+        """The plan that a model would be loaded with now, beside what is open.
+
+        Raises:
+            PlanRefusedError: it does not fit beside them.
+        """
+        async with self._turn:
+            return await self._prepare(model, self._open_beside(model), ())
+
+    def _open_beside(self, model: ServedModel) -> list[ServedModel]:
+        return [m for m in self.models.values() if m is not model and m.opened is not None]
+
+    async def _prepare(
+        self, model: ServedModel, stay: Sequence[ServedModel], go: Sequence[ServedModel]
+    ) -> Prepared:
+        share = Share(
+            taken=tuple(ledger_of(m.live.session.plan) for m in stay),
+            coming_back=tuple(ledger_of(m.live.session.plan) for m in go),
+            at_most=self._at_most.get(model.id),
+        )
+        return await self._blocking(self._opener.prepare, model.offer, share)
+
+    # -- unloading
+
+    async def unload(self, model: ServedModel, kind: str = "unloaded", why: str = "asked") -> bool:
+        """Drain a model, stop its worker, and have its memory back; False when none is loaded."""
+        async with self._turn:
+            if model.state == "failed":  # a person looked at it: the breaker closes
+                model.state, model.failure = "unloaded", None
+                self._deaths.pop(model.id, None)
+                return True
+            return await self._unload(model, kind, why)
+
+    async def _unload(self, model: ServedModel, kind: str, why: str) -> bool:
+        if model.opened is None or model.state != "ready":
+            return False
+        model.state = "draining"  # new requests wait; those that run go on
+        deadline = time.monotonic() + self.options.drain_s
+        while model.n_running and model.worker_failure is None and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        opened = model.detach()
+        assert opened is not None
+        missing = await self._blocking(self._close, opened)
+        for device, size in missing.items():
+            self.events.add("note", model.id, f"{format_size(size)} of {device} are not back yet")
+        self.events.add(kind, model.id, why)
+        if model.n_waiting and not self.closing:
+            self._load_task(model)  # its requests wait for their turn
+        return True
+
+    # -- supervision
+
+    async def _supervise(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            for model in self.models.values():
+                model.check_worker()
+                if model.expires_in_s <= 0 and not self._turn.locked():
+                    self._background(self._expire(model))
+
+    async def _expire(self, model: ServedModel) -> None:
+        async with self._turn:
+            if model.expires_in_s <= 0:
+                await self._unload(model, "unloaded", f"idle for {model.keep_alive_s:g} s")
+
+    def _on_death(self, model: ServedModel, failure: LoadmasterError) -> None:
+        self.counts[model.id].deaths += 1
+        self.events.add("crashed", model.id, failure.message)
+        deaths = self._deaths.setdefault(model.id, deque(maxlen=BREAKER_DEATHS))
+        deaths.append(time.monotonic())
+        if is_out_of_memory(failure) and model.opened is not None:
+            self._at_most[model.id] = reduced(model.opened.session.plan)
+            self.events.add("note", model.id, "the next plan takes a tenth less memory")
+        opened = model.detach()
+        model.state = "loading"
+        broken = len(deaths) == BREAKER_DEATHS and deaths[-1] - deaths[0] <= BREAKER_S
+        if broken:
+            model.state, model.failure = "failed", model_failed(model.id, failure)
+            self.events.add("failed", model.id, model.failure.message)
+            model.fail_waiting(model.failure)
+        self._background(self._replace(model, opened, again=not broken))
+
+    async def _replace(self, model: ServedModel, opened: Opened | None, *, again: bool) -> None:
+        """Bury a dead worker; where the model is to go on, load it anew."""
+        if opened is not None:
+            await self._blocking(self._close, opened)
+        if again and not self.closing:
+            await self.ensure(model)
+
+    # -- the end
+
+    async def drain(self, drain_s: float) -> None:
+        """Take no more requests; those that run after `drain_s` end with an error."""
+        self.closing = True
+        self.events.close()
+        deadline = time.monotonic() + drain_s
+        while time.monotonic() < deadline and any(m.users for m in self.models.values()):
+            await asyncio.sleep(0.05)
+        for model in self.models.values():
+            model.fail_all(shutting_down())
+
+    async def close(self) -> None:
+        """Stop every worker, whatever it does."""
+        await self.drain(0)
+        self._watch.cancel()
+        await asyncio.gather(*self._loads.values(), return_exceptions=True)
+        for model in self.models.values():
+            if (opened := model.detach()) is not None:
+                await self._blocking(opened.close)
+            model.shut()
+        self._loader.shutdown(wait=False, cancel_futures=True)

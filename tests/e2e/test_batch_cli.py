@@ -1,0 +1,251 @@
+"""`loadmaster batch` from the first word to the last, on the fake backend."""
+
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loadmaster.interfaces.cli import main
+from loadmaster.jobs.lock import JobLock
+from loadmaster.tasks.batch import jobs as batch_jobs
+from loadmaster.tasks.planning import demo_model
+from tests.batch_parts import chat, completion, write
+
+Run = Callable[..., tuple[int, str, str]]
+FAKE = ("-m", "demo", "--backend", "fake", "-np", "4")
+
+
+def demo(line: dict[str, object]) -> dict[str, object]:
+    """A line for the demo model."""
+    body = line["body"]
+    assert isinstance(body, dict)
+    return {**line, "body": {**body, "model": "demo"}}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run `batch` with jobs of its own: exit code, stdout, stderr."""
+    monkeypatch.setenv("LOADMASTER_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = main.run(["batch", *words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def requests(tmp_path: Path) -> Path:
+    return write(tmp_path / "in.jsonl", [demo(chat(f"c{i}", f"say {i}")) for i in range(12)])
+
+
+def output(path: str = "out.jsonl") -> dict[str, object]:
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return {line["custom_id"]: line["response"]["body"] for line in lines}
+
+
+def test_a_file_is_run_and_run_again_costs_nothing(run: Run, requests: Path) -> None:
+    words = ("run", "-i", "in.jsonl", "-o", "out.jsonl", *FAKE)
+    code, out, err = run(*words)
+    assert (code, out) == (0, "")
+    assert "12 done, 0 left" in err
+    assert list(output()) == [f"c{i}" for i in range(12)]
+    before = Path("out.jsonl").read_text()
+    code, _, err = run(*words)
+    assert code == 0
+    assert "going on with job run_" in err
+    assert Path("out.jsonl").read_text() == before  # not computed again
+
+
+def test_failed_items_are_beside_the_answers_and_in_the_exit_code(run: Run) -> None:
+    lines = [demo(completion("good")), demo(completion("bad", [999_999]))]
+    write(Path("in.jsonl"), lines)
+    code, out, _ = run("run", "-i", "in.jsonl", "-o", "out.jsonl", "--json", *FAKE)
+    value = json.loads(out)
+    assert code == 8
+    assert value["counts"] == {"total": 2, "done": 1, "failed": 1, "left": 0}
+    assert (value["state"], value["reason"]) == ("finished", "finished")
+    assert list(output()) == ["good"]
+    [failed] = map(json.loads, Path("out.errors.jsonl").read_text().splitlines())
+    assert failed["custom_id"] == "bad"
+    code, out, _ = run("status", "run")
+    assert "failed: bad: token 999999" in out
+    code, _, err = run("retry", "run")
+    assert code == 8
+    assert "1 failed items to run again" in err
+
+
+def test_bad_lines_are_listed_and_nothing_is_run(run: Run) -> None:
+    write(Path("in.jsonl"), [demo(completion("a")), completion("b"), "{", demo(completion("a"))])
+    code, out, err = run("run", "-i", "in.jsonl", "-o", "out.jsonl", *FAKE)
+    assert (code, out) == (2, "")
+    assert "error: 3 of 4 lines" in err
+    for words in ("line 2: `model`", "line 3: not JSON", "line 4: custom_id `a`"):
+        assert words in err
+    assert run("list", "--json")[1] == '{"schema_version": 1, "jobs": []}\n'
+
+
+def test_a_changed_line_is_an_error_until_the_job_is_begun_anew(run: Run, requests: Path) -> None:
+    words = ("run", "-i", "in.jsonl", "-o", "out.jsonl", *FAKE)
+    run(*words)
+    write(requests, [demo(chat(f"c{i}", "another")) for i in range(12)])
+    code, _, err = run(*words)
+    assert code == 2
+    assert "`c0` stood for another request" in err
+    assert run(*words, "--fresh")[0] == 0
+
+
+def test_another_model_under_the_same_name_is_refused(run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(demo_model().read_bytes())
+    write(Path("in.jsonl"), [completion("a")])
+    words = ("run", "-i", "in.jsonl", "-o", "out.jsonl", "--served-model-name", "m")
+    fake = ("-m", "model.gguf", "--backend", "fake")
+    assert run(*words, *fake)[0] == 0
+    with model.open("ab") as file:
+        file.write(bytes(32))
+    code, _, err = run(*words, *fake)
+    assert code == 7
+    assert "the job was begun with" in err
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_night(
+    run: Run, requests: Path
+) -> None:
+    code, _, err = run("run", "-i", "in.jsonl", "-o", "no/out.jsonl", *FAKE)
+    assert code == 1
+    assert "cannot write `no/out.jsonl`" in err
+    assert run("run", "-i", "missing.jsonl", "-o", "out.jsonl", *FAKE)[0] == 4
+
+
+def test_an_output_that_becomes_unwritable_loses_nothing(
+    run: Run, requests: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = run("submit", "in.jsonl", "-o", "later/out.jsonl", "--hold", *FAKE)
+    assert code == 1  # it is not there yet
+    Path("later").mkdir()
+    code, out, _ = run("submit", "in.jsonl", "-o", "later/out.jsonl", "--hold", *FAKE)
+    Path("later").rmdir()
+    code, _, err = run("resume", out.strip())
+    assert code == 1
+    assert "nothing is lost" in err
+    assert run("results", out.strip(), "-o", "here.jsonl")[0] == 0
+    assert len(output("here.jsonl")) == 12
+
+
+def test_a_job_is_submitted_listed_resumed_and_its_results_read(run: Run, requests: Path) -> None:
+    code, out, err = run("submit", "in.jsonl", "--hold", *FAKE)
+    job_id = out.strip()
+    assert code == 0
+    assert f"`loadmaster batch resume {job_id}` runs it" in err
+    assert "queued" in run("list")[1]
+    assert run("results", job_id)[1] == ""
+    assert run("resume", job_id[:9])[0] == 0
+    assert len(run("results", job_id)[1].splitlines()) == 12
+    code, out, _ = run("status", job_id, "--json")
+    assert json.loads(out)["counts"]["done"] == 12
+    assert run("status", "nonsense")[0] == 4
+
+
+def test_a_cancelled_job_can_be_resumed(run: Run, requests: Path) -> None:
+    job_id = run("submit", "in.jsonl", "--hold", *FAKE)[1].strip()
+    assert run("cancel", job_id)[0] == 0
+    assert "cancelled" in run("status", job_id)[1]
+    assert run("resume", job_id)[0] == 0
+    assert len(run("results", job_id)[1].splitlines()) == 12
+
+
+def test_a_second_process_is_refused(run: Run, requests: Path) -> None:
+    job_id = run("submit", "in.jsonl", "--hold", *FAKE)[1].strip()
+    with JobLock(batch_jobs.open_shelf().path(job_id)):
+        code, _, err = run("resume", job_id)
+    assert code == 9
+    assert f"process {os.getpid()} works on job" in err
+
+
+def test_limits_stop_a_run_and_resume_goes_on(run: Run, requests: Path) -> None:
+    words = ("run", "-i", "in.jsonl", "-o", "out.jsonl", "--max-total-tokens", "1", *FAKE)
+    code, _, err = run(*words)
+    assert code == 0
+    assert "token limit: " in err
+    while run(*words)[0] == 0 and len(output()) < 12:
+        pass
+    assert len(output()) == 12
+
+
+def test_a_rehearsal_asks_and_without_an_answer_stops(run: Run, requests: Path) -> None:
+    words = ("run", "-i", "in.jsonl", "-o", "out.jsonl", "--rehearse", "3", *FAKE)
+    code, _, err = run(*words)
+    assert code == 0
+    assert "measured  predicted" in err
+    assert "the other 9 items" in err
+    assert "`--yes` goes on" in err
+    assert len(output()) == 3
+    assert run(*words, "--yes")[0] == 0
+    assert len(output()) == 12
+
+
+def test_a_served_name_is_what_lines_may_say(run: Run) -> None:
+    write(Path("in.jsonl"), [completion("a")])
+    words = ("run", "-i", "in.jsonl", "-o", "out.jsonl", *FAKE)
+    assert run(*words)[0] == 2
+    assert run(*words, "--served-model-name", "m")[0] == 0
+    assert output()["a"]["model"] == "m"  # type: ignore[index]
+
+
+def test_results_are_private(run: Run, requests: Path, tmp_path: Path) -> None:
+    run("run", "-i", "in.jsonl", "-o", "out.jsonl", *FAKE)
+    assert stat.S_IMODE(Path("out.jsonl").stat().st_mode) == 0o600
+    [job] = (tmp_path / "home" / "state" / "jobs").iterdir()
+    assert stat.S_IMODE(job.stat().st_mode) == 0o700
+
+
+def test_a_job_in_the_background_outlives_its_command(run: Run, requests: Path) -> None:
+    code, out, err = run("submit", "in.jsonl", "-o", "out.jsonl", *FAKE)
+    job_id = out.strip()
+    assert code == 0
+    assert "--watch" in err
+    code, out, _ = run("status", job_id, "--watch")
+    while "12 done" not in out:  # until its process has taken the job
+        code, out, _ = run("status", job_id, "--watch")
+    shelf = batch_jobs.open_shelf()
+    while shelf.owner(job_id) is not None:
+        os.sched_yield()
+    assert len(output()) == 12
+
+
+def test_ctrl_c_drains_and_resume_goes_on(run: Run, tmp_path: Path) -> None:
+    lines = [demo(completion(f"c{i}", max_tokens=100)) for i in range(2000)]
+    write(Path("in.jsonl"), lines)
+    words = ["run", "-i", "in.jsonl", "-o", "out.jsonl", *FAKE]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loadmaster", "batch", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
+    with process:
+        assert process.stderr
+        shelf = batch_jobs.open_shelf()
+        while (
+            not any(job.state == "running" for job in shelf.jobs()) or not run("results", "run")[1]
+        ):
+            os.sched_yield()
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read()
+    assert process.returncode == 130
+    assert "finishing what is in flight" in err
+    assert "goes on" in err
+    done = len(output())
+    assert 0 < done < 2000
+    assert json.loads(run("status", "run", "--json")[1])["reason"] == "interrupted"

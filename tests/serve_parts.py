@@ -1,0 +1,123 @@
+"""A real server process for tests, and the events it tells."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import gguf
+from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
+
+from loadmaster.tasks.planning import demo_model
+
+
+def changed_demo(path: Path, metadata: Mapping[str, str | int]) -> Path:
+    """The packaged model with other values in its header."""
+    reader = gguf.GGUFReader(demo_model())
+    writer = gguf.GGUFWriter(path, "llama")
+    kinds = {str: gguf.GGUFValueType.STRING, int: gguf.GGUFValueType.UINT32}
+    changes = {key: MetadataDetails(kinds[type(v)], v) for key, v in metadata.items()}
+    copy_with_new_metadata(reader, writer, changes, [])
+    return path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A server that listens."""
+
+    url: str
+    process: "subprocess.Popen[str]"
+
+    @property
+    def port(self) -> int:
+        port = urlsplit(self.url).port
+        assert port is not None
+        return port
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, dict[str, str]]:
+        """Status, JSON (or text) and headers of one request."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        payload = None if body is None else json.dumps(body)
+        connection.request(method, path, payload, headers or {})
+        response = connection.getresponse()
+        raw = response.read().decode()
+        connection.close()
+        found = {name.lower(): value for name, value in response.getheaders()}
+        is_json = found.get("content-type", "").startswith("application/json")
+        return response.status, json.loads(raw) if is_json and raw else raw, found
+
+    def lines(self, path: str, body: Any) -> Iterator[str]:
+        """Lines of a streamed response."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request("POST", path, json.dumps(body))
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        with suppress(ConnectionError):
+            for line in response:
+                yield line.decode().rstrip("\n")
+        connection.close()
+
+    def worker_pids(self) -> list[int]:
+        """The worker processes of this server."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                stat = (folder / "stat").read_text().rpartition(")")[2].split()
+                words = (folder / "cmdline").read_text().split("\0")
+                if int(stat[1]) == self.process.pid and "loadmaster.engine.worker" in words:
+                    found.append(int(folder.name))
+        return found
+
+    def wait_until_idle(self, model: str, *, timeout_s: float = 10.0) -> dict[str, Any]:
+        """The row of a model once nothing runs or waits on it."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            rows = self.ask("GET", "/loadmaster/v1/models")[1]["models"]
+            row: dict[str, Any] = next(r for r in rows if r["id"] == model)
+            if row["state"] == "ready" and row["n_running"] == row["n_waiting"] == 0:
+                return row
+            assert time.monotonic() < deadline, row
+            time.sleep(0.02)
+
+
+@contextmanager
+def serving(*words: str, home: Path, fake: dict[str, Any] | None = None) -> Iterator[Running]:
+    """`loadmaster serve` with these words, on a free port; with `fake`, on the fake backend."""
+    backend = [] if fake is None else ["--backend", "fake", "--backend-options", json.dumps(fake)]
+    command = [
+        sys.executable, "-m", "loadmaster", "serve", *words, "--port", "0", "--json", *backend,
+    ]  # fmt: skip
+    environment = {**os.environ}
+    if fake is not None:
+        environment["LOADMASTER_HOME"] = str(home)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert process.stdout
+        line = process.stdout.readline()
+        assert line, process.stderr.read() if process.stderr else ""
+        yield Running(url=json.loads(line)["url"], process=process)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        if process.stdout and not process.stdout.closed:  # the test has not read it all
+            _end(process)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    try:
+        process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
