@@ -27,6 +27,10 @@ ENGINE = Variable(
     name="LOADMASTER_ENGINE",
     meaning="id of the engine build to use, in place of the one set by `loadmaster engine use`",
 )
+URL = Variable(
+    name="LOADMASTER_URL",
+    meaning="address of the server that `ps`, `stop` and `launch` talk of",
+)
 HF_TOKEN = Variable(
     name="HF_TOKEN", meaning="token for the Hub; it is sent to `HF_ENDPOINT` and nowhere else"
 )
@@ -50,7 +54,7 @@ OLLAMA_MODELS = Variable(
 )
 XDG_CACHE_HOME = Variable(name="XDG_CACHE_HOME", meaning="in place of `~/.cache`")
 VARIABLES = (
-    HOME, ENGINE, HF_TOKEN, HF_TOKEN_PATH, HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
+    HOME, ENGINE, URL, HF_TOKEN, HF_TOKEN_PATH, HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
     OLLAMA_MODELS, XDG_CACHE_HOME,
 )  # fmt: skip
 
