@@ -163,7 +163,7 @@ def _measurements(
     if arguments.measurements and arguments.measurements.exists():
         return from_json(Measurements, json.loads(arguments.measurements.read_text()))
     threads = _threads(machine, arguments)
-    taken = []
+    taken: list[Measurements] = []
     while len(taken) < MEASURED_TIMES:
         quiet.wait()
         measured = measure_machine(build, machine, settings.data_folder(), n_threads=threads)
