@@ -67,7 +67,7 @@ from loadmaster.model.source import read_model
 from loadmaster.schema import from_json
 from loadmaster.settings import data_folder
 from loadmaster.tasks.measured import with_measurements
-from loadmaster.tasks.measuring import measure_machine
+from loadmaster.tasks.measuring.machine import measure_machine
 
 SLOTS = (4, 16, 8, 64, 2, 1)  # the likely ones first, so that hopeless runs are stopped early
 ROUNDS = {"shared": 2, "mixed": 1, "pressure": 2, "overhead": 1}  # each part within 25 minutes

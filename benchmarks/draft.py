@@ -5,53 +5,23 @@ from typing import Any
 
 from benchmarks.gguf_writer import TensorLine
 from loadmaster.model.quants import BY_NAME
+from loadmaster.model.shapes import types as shapes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dims:
+class Dims(shapes.Dims):
     """The numbers of a checkpoint; a family uses those that it has."""
 
     architecture: str
-    n_layer: int
-    n_embd: int
-    n_head: int
-    n_head_kv: int
-    n_ff: int
-    n_vocab: int
-    n_ctx_train: int
-    head_dim: int = 0  # 0: n_embd / n_head
-    rope_freqs: bool = False
-    tied: bool = False
-    window: int = 0
     shared_kv: int = 0
-    n_expert: int = 0
-    n_expert_used: int = 0
-    n_ff_exp: int = 0
     n_ff_shexp: int = 0
-    n_expert_shared: int = 0
-    n_dense_lead: int = 0
-    n_nextn: int = 0
-    n_rot: int = 0
     q_lora: int = 0
-    kv_lora: int = 0
     d_conv: int = 0
     d_state: int = 0
     n_group: int = 0
     dt_rank: int = 0
     attention: tuple[int, ...] = ()  # the layers with attention, in a hybrid
     tokenizer: str = ""  # `bpe`, `spm`; empty: none
-
-    @property
-    def head(self) -> int:
-        return self.head_dim or self.n_embd // self.n_head
-
-    @property
-    def q_width(self) -> int:
-        return self.head * self.n_head
-
-    @property
-    def kv_width(self) -> int:
-        return self.head * self.n_head_kv
 
 
 # Where a row is no multiple of the block: the next type (tensor_type_fallback, llama-quant.cpp).

@@ -43,7 +43,7 @@ from loadmaster.plan.planner import make_plan
 from loadmaster.plan.types import Knobs, Plan, Workload
 from loadmaster.schema import from_json, to_json
 from loadmaster.tasks.bench import load_plan
-from loadmaster.tasks.measuring import measure_machine
+from loadmaster.tasks.measuring.machine import measure_machine
 
 PROMPT_TOKENS = 512
 N_STEPS = 16

@@ -4,7 +4,10 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
+from gguf import constants
+from gguf import quants as official
 
 from benchmarks import gguf_writer as gw
 from benchmarks.gguf_writer import Typed
@@ -160,7 +163,6 @@ def test_quoting_is_short_and_harmless() -> None:
 
 
 def test_the_type_table_agrees_with_gguf_py() -> None:
-    constants = pytest.importorskip("gguf.constants")
     for kind, (block_size, block_bytes) in constants.GGML_QUANT_SIZES.items():
         if kind.name == "Q8_1":  # gguf-py counts its two halves as floats; ggml-common.h has 36
             continue
@@ -174,9 +176,6 @@ def test_the_type_table_agrees_with_gguf_py() -> None:
 
 def test_random_weights_are_finite_and_small(tmp_path: Path) -> None:
     """The official dequantizer reads what the writer makes of every type it knows."""
-    numpy = pytest.importorskip("numpy")
-    official = pytest.importorskip("gguf.quants")
-    constants = pytest.importorskip("gguf.constants")
     rng = numpy.random.default_rng(0)
     for name in ("q4_0", "q5_1", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq2_xxs",
                  "iq3_s", "iq1_m", "iq4_xs", "tq1_0", "mxfp4", "f16", "bf16"):  # fmt: skip

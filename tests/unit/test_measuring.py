@@ -24,14 +24,11 @@ from loadmaster.model.quants import BY_NAME
 from loadmaster.plan.rates import rates_of
 from loadmaster.plan.weights import weight_mix
 from loadmaster.tasks.measured import FILE_NAME, keep, with_measurements
-from loadmaster.tasks.measuring import (
-    COMMON_TYPES,
-    OTHER_TYPES,
-    Asker,
-    disk_read_bytes_s,
-    measure_device,
-    ram_read,
-)
+from loadmaster.tasks.measuring.asking import Asker
+from loadmaster.tasks.measuring.disk import disk_read_bytes_s
+from loadmaster.tasks.measuring.machine import measure_device
+from loadmaster.tasks.measuring.operations import ram_read
+from loadmaster.tasks.measuring.products import COMMON_TYPES, OTHER_TYPES
 from loadmaster.units import MIB
 from tests.toy import toy_machine, toy_model
 

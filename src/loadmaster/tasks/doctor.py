@@ -20,7 +20,7 @@ from loadmaster.schema import to_json
 from loadmaster.settings import HOME, data_folder
 from loadmaster.tasks.advice import Advice, Obstacles, advise
 from loadmaster.tasks.measured import keep, with_measurements
-from loadmaster.tasks.measuring import measure_machine
+from loadmaster.tasks.measuring.machine import measure_machine
 
 SCHEMA_VERSION = 1
 # Without an engine, a worker of the fake backend shows which confinements are granted.
