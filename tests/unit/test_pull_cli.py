@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from benchmarks.hostile_server import HostileServer, hub_path, hub_routes, sha256_of
 from loadmaster.interfaces.cli.main import run
-from loadmaster.interfaces.cli.pull import PullProgress, command, duration_text, rate_text
+from loadmaster.interfaces.cli.progress import duration
+from loadmaster.interfaces.cli.pull import PullProgress, command, rate_text
 from loadmaster.units import MIB
 from tests import remote_parts as parts
 
@@ -71,4 +72,4 @@ def test_a_bar_on_a_terminal_and_one_line_elsewhere() -> None:
 def test_rates_and_times() -> None:
     assert rate_text(((0.0, 0), (2.0, 20 * MIB)), 1020 * MIB) == "20.00 MiB  10.0 MiB/s  2 min left"
     assert rate_text(((0.0, 5),), None) == "5 B"
-    assert [duration_text(s) for s in (7, 600, 36_000)] == ["7 s", "10 min", "10.0 h"]
+    assert [duration(s) for s in (7, 600, 36_000)] == ["7 s", "10 min", "10 h 00 min"]

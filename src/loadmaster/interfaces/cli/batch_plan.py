@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from loadmaster.interfaces.cli import render
-from loadmaster.interfaces.cli.batch_render import duration
 from loadmaster.interfaces.cli.options import common_options, plan_options, read_plan_options
+from loadmaster.interfaces.cli.progress import duration
 from loadmaster.plan.codec import plan_to_json
 from loadmaster.plan.job_planning import JobPlan
 from loadmaster.plan.simulate import JobPrediction

@@ -5,8 +5,9 @@ from datetime import datetime
 
 import click
 
-from loadmaster.interfaces.cli.batch_render import duration, finish_time
+from loadmaster.interfaces.cli.batch_render import finish_time
 from loadmaster.interfaces.cli.batch_watch import RunProgress
+from loadmaster.interfaces.cli.progress import duration
 from loadmaster.interfaces.cli.render import table
 from loadmaster.plan.simulate import JobPrediction
 from loadmaster.tasks.batch.opening import OpenJob

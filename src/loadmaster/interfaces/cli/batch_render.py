@@ -2,23 +2,10 @@
 
 from datetime import datetime
 
-from loadmaster.interfaces.cli.progress import bar_line
+from loadmaster.interfaces.cli.progress import bar_line, duration
 from loadmaster.interfaces.cli.render import table
 from loadmaster.jobs.types import Counts, Job
 from loadmaster.tasks.batch.progress import RunState
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes:02d} min"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 def state_line(state: RunState, now: datetime) -> str:

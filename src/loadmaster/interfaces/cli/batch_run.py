@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from loadmaster.interfaces.cli.batch_rehearsal import goes_on
-from loadmaster.interfaces.cli.batch_render import counts_text, duration, finish_time, job_json
+from loadmaster.interfaces.cli.batch_render import counts_text, finish_time, job_json
 from loadmaster.interfaces.cli.batch_watch import RunProgress, heeding_signals
 from loadmaster.interfaces.cli.failure import INTERRUPTED_EXIT_CODE
 from loadmaster.interfaces.cli.options import (
@@ -22,6 +22,7 @@ from loadmaster.interfaces.cli.options import (
     plan_options,
     read_plan_options,
 )
+from loadmaster.interfaces.cli.progress import duration
 from loadmaster.jobs.shelf import Shelf
 from loadmaster.jobs.store import JobStore
 from loadmaster.tasks.batch import jobs as batch_jobs

@@ -10,8 +10,11 @@ _REDRAW_S = 0.1
 _PREFILL_WORTH_SHOWING = 2048  # tokens; a shorter prompt is read before a bar could help
 
 
-class TerminalProgress:
-    """A `Progress` for people. Hand-drawn: importing a library for it costs 50 ms and 8 MiB."""
+class LiveLine:
+    """A line on stderr that is drawn again in place, and lines of their own above it.
+
+    Hand-drawn: importing a library for it costs 50 ms and 8 MiB.
+    """
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -19,13 +22,46 @@ class TerminalProgress:
         self._tty = self._stream.isatty()
         self._drawn = ""
         self._drawn_at = 0.0
-        self._started: dict[str, float] = {}
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a line can be drawn again."""
+        return self._tty
 
     def say(self, line: str) -> None:
         """Print a line of its own, above any bar."""
         self.finish()
         if not self._quiet:
             print(line, file=self._stream, flush=True)
+
+    def finish(self) -> None:
+        """Wipe the line."""
+        if self._drawn:
+            self._stream.write("\r" + " " * len(self._drawn) + "\r")
+            self._stream.flush()
+        self._drawn = ""
+
+    def redraw(self, line: str) -> None:
+        """Draw a line in place of the last one; nothing when quiet or not on a terminal."""
+        if self._quiet or not self._tty:
+            return
+        line = line[: shutil.get_terminal_size().columns - 1]  # one that wraps cannot be wiped
+        padding = " " * max(0, len(self._drawn) - len(line))
+        self._stream.write("\r" + line + padding)
+        self._stream.flush()
+        self._drawn, self._drawn_at = line, time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether the last line has stood long enough to be drawn again."""
+        return time.monotonic() - self._drawn_at >= _REDRAW_S
+
+
+class TerminalProgress(LiveLine):
+    """A `Progress` for people."""
+
+    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        super().__init__(quiet=quiet, stream=stream)
+        self._started: dict[str, float] = {}
 
     def loading(self, fraction: float) -> None:
         """Draw the bar of the load."""
@@ -40,36 +76,14 @@ class TerminalProgress:
 
     def finish(self) -> None:
         """Wipe the bar."""
-        if self._drawn:
-            self._stream.write("\r" + " " * len(self._drawn) + "\r")
-            self._stream.flush()
-        self._drawn = ""
+        super().finish()
         self._started.clear()
-
-    @property
-    def is_terminal(self) -> bool:
-        """Whether a line can be drawn again."""
-        return self._tty
-
-    def redraw(self, line: str) -> None:
-        """Draw a line in place of the last one; nothing when quiet or not on a terminal."""
-        if not self._quiet and self._tty:
-            # A line that wraps cannot be wiped.
-            self._put(line[: shutil.get_terminal_size().columns - 1])
 
     def _draw(self, verb: str, fraction: float, amount: str) -> None:
         now = time.monotonic()
         started = self._started.setdefault(verb, now)
-        if self._quiet or not self._tty or (now - self._drawn_at < _REDRAW_S and fraction < 1):
-            return
-        self._put(bar_line(verb, fraction, amount, now - started))
-        self._drawn_at = now
-
-    def _put(self, line: str) -> None:
-        padding = " " * max(0, len(self._drawn) - len(line))
-        self._stream.write("\r" + line + padding)
-        self._stream.flush()
-        self._drawn = line
+        if self.is_due() or fraction >= 1:
+            self.redraw(bar_line(verb, fraction, amount, now - started))
 
 
 def bar_line(verb: str, fraction: float, amount: str, elapsed_s: float) -> str:
@@ -82,3 +96,16 @@ def bar_line(verb: str, fraction: float, amount: str, elapsed_s: float) -> str:
     if 0.05 < fraction < 1 and elapsed_s > 1:
         parts.append(f"{elapsed_s / fraction - elapsed_s:.0f} s left")
     return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"

@@ -1,7 +1,6 @@
 """`loadmaster pull`: download a model, verified, to where every command finds it."""
 
 import json
-import sys
 import time
 from collections import deque
 from typing import TextIO
@@ -9,13 +8,12 @@ from typing import TextIO
 import click
 
 from loadmaster.interfaces.cli.options import common_options
-from loadmaster.interfaces.cli.progress import bar_line
+from loadmaster.interfaces.cli.progress import LiveLine, bar_line, duration
 from loadmaster.tasks.connections import TransferRules
 from loadmaster.tasks.pull import Pulled, PullOptions, pull
 from loadmaster.units import MIB, format_size
 
 MAX_CONNECTIONS = 16
-_REDRAW_S = 0.2
 _RATE_WINDOW_S = 10.0
 
 
@@ -92,46 +90,30 @@ def _to_json(pulled: Pulled) -> dict[str, object]:
     }
 
 
-class PullProgress:
+class PullProgress(LiveLine):
     """A bar with the rate of the last seconds and what is left; elsewhere one line a file."""
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
-        self._quiet = quiet
-        self._tty = self._stream.isatty()
-        self._drawn = ""
-        self._drawn_at = 0.0
+        super().__init__(quiet=quiet, stream=stream)
         self._label = ""
         self._seen: deque[tuple[float, int]] = deque()
-
-    def say(self, line: str) -> None:
-        """Print a line of its own, above the bar."""
-        self.finish()
-        if not self._quiet:
-            print(line, file=self._stream, flush=True)
 
     def fetching(self, label: str, done_bytes: int, total_bytes: int | None) -> None:
         """Draw how far it is, how fast, and for how long."""
         self._begin(label, "fetching", total_bytes)
-        now = time.monotonic()
-        self._seen.append((now, done_bytes))
+        self._seen.append((time.monotonic(), done_bytes))
         while self._seen[-1][0] - self._seen[0][0] > _RATE_WINDOW_S:
             self._seen.popleft()
-        amount = rate_text(tuple(self._seen), total_bytes)
-        fraction = done_bytes / total_bytes if total_bytes else 0.0
-        self._draw(bar_line("fetching", fraction, amount, 0.0), now)
+        if self.is_due():
+            amount = rate_text(tuple(self._seen), total_bytes)
+            fraction = done_bytes / total_bytes if total_bytes else 0.0
+            self.redraw(bar_line("fetching", fraction, amount, 0.0))
 
     def verifying(self, label: str, done_bytes: int, total_bytes: int) -> None:
         """Draw how much has been read for the digest."""
-        fraction = done_bytes / total_bytes if total_bytes else 1.0
-        self._draw(bar_line("verifying", fraction, "", 0.0), time.monotonic())
-
-    def finish(self) -> None:
-        """Wipe the bar."""
-        if self._drawn:
-            self._stream.write("\r" + " " * len(self._drawn) + "\r")
-            self._stream.flush()
-        self._drawn = ""
+        if self.is_due():
+            fraction = done_bytes / total_bytes if total_bytes else 1.0
+            self.redraw(bar_line("verifying", fraction, "", 0.0))
 
     def _begin(self, label: str, verb: str, total_bytes: int | None) -> None:
         if label == self._label:
@@ -140,14 +122,6 @@ class PullProgress:
         self._seen.clear()
         size = format_size(total_bytes) if total_bytes else "unknown size"
         self.say(f"{verb} {label}, {size}")
-
-    def _draw(self, line: str, now: float) -> None:
-        if self._quiet or not self._tty or now - self._drawn_at < _REDRAW_S:
-            return
-        padding = " " * max(0, len(self._drawn) - len(line))
-        self._stream.write("\r" + line + padding)
-        self._stream.flush()
-        self._drawn, self._drawn_at = line, now
 
 
 def rate_text(seen: tuple[tuple[float, int], ...], total_bytes: int | None) -> str:
@@ -159,14 +133,5 @@ def rate_text(seen: tuple[tuple[float, int], ...], total_bytes: int | None) -> s
     if rate > 0:
         parts.append(f"{rate / MIB:.1f} MiB/s")
         if total_bytes is not None:
-            parts.append(f"{duration_text((total_bytes - last) / rate)} left")
+            parts.append(f"{duration((total_bytes - last) / rate)} left")
     return "  ".join(parts)
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever reads well."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
