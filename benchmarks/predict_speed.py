@@ -3,12 +3,13 @@
     python -m benchmarks.predict_speed [--threads N] [--measurements FILE] [--keep]
 
 The constants are those of `doctor --measure`: bare kernels on 2048 × 4096 matrices, and a probe of
-two layers for the cost of a step. The figures are of other shapes: whole models of 0.3 to 4 GiB,
-dense and MoE, at positions 0 to 4k, with 1 to 16 sequences. Steps are timed one by one in the
-worker; a figure is the median of its steps. A timing counts when nothing else had the processors
-meanwhile, or when its steps are all alike; else it is repeated, for `--patience` seconds in all.
-Then the published measurements of `benchmarks.predict_published`, predicted from tables alone. The
-last line is one JSON object.
+two layers for the cost of a step; taken before, amid and after the models, the middle one counts,
+because other machines on the same host slow this one by some per cent for minutes. The figures are
+of other shapes: whole models of 0.3 to 4 GiB, dense and MoE, at positions 0 to 4k, with 1 to 16
+sequences. Steps are timed one by one in the worker; a figure is the median of its steps. A timing
+counts when nothing else had the processors meanwhile, or when its steps are all alike; else it is
+repeated, for `--patience` seconds in all. Then the published measurements of
+`benchmarks.predict_published`, predicted from tables alone. The last line is one JSON object.
 """
 
 import argparse
@@ -17,8 +18,9 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ from loadmaster.plan.budget import make_budget
 from loadmaster.plan.forecast import Forecast, forecast
 from loadmaster.plan.overhead import default_overheads
 from loadmaster.plan.planner import make_plan
-from loadmaster.plan.types import Knobs, Plan, Workload
+from loadmaster.plan.types import EngineSettings, Knobs, Plan, Workload
 from loadmaster.schema import from_json, to_json
 from loadmaster.tasks.bench import load_plan
 from loadmaster.tasks.measuring.machine import measure_machine
@@ -50,7 +52,6 @@ N_STEPS = 16
 MANY_DEPTH = 64
 SEQUENCES = (2, 4, 8, 16)
 MOST_SPREAD = 1.1  # median over least of the decode steps of a timing that counts
-MEASURED_TIMES = 3
 KEEP_BYTES = 1 << 30  # larger files are removed after use
 
 
@@ -87,49 +88,69 @@ CASES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One figure of one model; seconds of a step, or of a prompt."""
+class Timing:
+    """One figure of one model as it was timed: seconds of a step, or of a prompt."""
 
     model: str
     kind: str  # `decode`, `prefill`, `many`
     depth: int
     n_sequences: int
     measured_s: float
+    predict_s: Callable[[Forecast], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A timing beside its prediction."""
+
+    timing: Timing
     predicted_s: float
 
     @property
     def error_pct(self) -> float:
         """Of the predicted rate, in per cent of the measured one."""
-        return 100 * (self.measured_s / self.predicted_s - 1)
+        return 100 * (self.timing.measured_s / self.predicted_s - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """The timings of one model under the same settings."""
+
+    model: ModelSpec
+    settings: EngineSettings
+    timings: tuple[Timing, ...]
+
+    def rows(self, machine: Machine) -> Iterator[Row]:
+        """Beside what this machine's constants predict."""
+        expected = forecast(machine, self.model, self.settings)
+        for timing in self.timings:
+            yield Row(timing=timing, predicted_s=timing.predict_s(expected))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure the constants, then every case; 1 when a bound is broken."""
+    """Measure the constants and every case; 1 when a bound is broken."""
     arguments = _parser().parse_args(argv)
     start = time.monotonic()
     build, machine = find_build(), detect_machine()
     quiet = Quiet(patience_s=arguments.patience)
-    measured = _measurements(arguments, build, machine, quiet)
-    machine = replace(machine, measured=measured)
-    folder = settings.cache_folder() / "benchmarks" / "predict-speed"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
-    for case in CASES:
-        if arguments.only and arguments.only not in case.name:
-            continue
-        path = _file(case, folder)
-        model = read_model(path)
-        for row in _rows(case, model, build, machine, arguments.threads, quiet):
-            rows.append(row)
-            print(_line(row), flush=True)
-        if path.stat().st_size > KEEP_BYTES and not arguments.keep:
-            path.unlink()
+    constants = Constants(arguments, build, machine, quiet)
+    cases = [case for case in CASES if not arguments.only or arguments.only in case.name]
+    timed: list[Timed] = []
+    for number, case in enumerate(cases):
+        if number in (0, len(cases) // 2):
+            constants.take()
+        timed += _timed(case, build, machine, arguments, quiet)
+    constants.take()
+    measured = constants.middle()
+    known = replace(machine, measured=measured)
+    rows = [row for group in timed for row in group.rows(known)]
+    print("\n".join(map(_line, rows)), flush=True)
     figures = {**_figures(rows), **published()}
     failed = [name for name, limit in LIMITS.items() if _above(figures.get(name), limit)]
     print(json.dumps({
         "benchmark": "predict_speed", **figures, "failed": failed,
         "disturbed": quiet.disturbed, "measure_spread": measured.spread,
-        "models": len({row.model for row in rows}), "figures": len(rows),
+        "constants_spread": constants.spread, "models": len(cases), "figures": len(rows),
         "measure_s": measured.seconds, "seconds": round(time.monotonic() - start, 1),
         "engine": build.id, "cpu": machine.cpu.name, "threads": _threads(machine, arguments),
         "python": platform.python_version(),
@@ -155,26 +176,45 @@ def _threads(machine: Machine, arguments: argparse.Namespace) -> int:
     return threads or machine.cpu.physical_cores or machine.cpu.logical_cores
 
 
-def _measurements(
-    arguments: argparse.Namespace, build: EngineBuild, machine: Machine, quiet: Quiet
-) -> Measurements:
-    """The middle one of several, each taken again while it is disturbed: other machines on the same
-    host show in no counter of this one. The worker is a child of its own each time."""
-    if arguments.measurements and arguments.measurements.exists():
-        return from_json(Measurements, json.loads(arguments.measurements.read_text()))
-    threads = _threads(machine, arguments)
-    taken: list[Measurements] = []
-    while len(taken) < MEASURED_TIMES:
-        quiet.wait()
-        measured = measure_machine(build, machine, settings.data_folder(), n_threads=threads)
-        if measured.disturbed and quiet.patience_s > 0:
-            quiet.patience_s -= measured.seconds
-        else:
-            taken.append(measured)
-    measured = sorted(taken, key=_product_s)[MEASURED_TIMES // 2]
-    if arguments.measurements:
-        arguments.measurements.write_text(json.dumps(to_json(measured)))
-    return measured
+class Constants:
+    """What `doctor --measure` finds, at several times. The worker is a child of its own."""
+
+    def __init__(
+        self, arguments: argparse.Namespace, build: EngineBuild, machine: Machine, quiet: Quiet
+    ) -> None:
+        self._file: Path | None = arguments.measurements
+        self._build, self._machine, self._quiet = build, machine, quiet
+        self._threads = _threads(machine, arguments)
+        self._taken: list[Measurements] = []
+        self._given = self._file is not None and self._file.exists()
+        if self._file and self._given:
+            self._taken = [from_json(Measurements, json.loads(self._file.read_text()))]
+
+    def take(self) -> None:
+        """Measure now, again while it is disturbed; nothing where a file has them."""
+        while not self._given:
+            self._quiet.wait()
+            measured = measure_machine(
+                self._build, self._machine, settings.data_folder(), n_threads=self._threads
+            )
+            if not measured.disturbed or self._quiet.patience_s <= 0:
+                self._taken.append(measured)
+                print(f"constants: products {_product_s(measured):.4g}", flush=True)
+                return
+            self._quiet.patience_s -= measured.seconds
+
+    def middle(self) -> Measurements:
+        """Those whose products were neither the fastest nor the slowest; kept in the file."""
+        middle = sorted(self._taken, key=_product_s)[len(self._taken) // 2]
+        if self._file and not self._given:
+            self._file.write_text(json.dumps(to_json(middle)))
+        return middle
+
+    @property
+    def spread(self) -> float:
+        """The slowest products over the fastest."""
+        seconds = [_product_s(one) for one in self._taken]
+        return round(max(seconds) / min(seconds), 3)
 
 
 def _product_s(measured: Measurements) -> float:
@@ -204,48 +244,71 @@ def _plan(
     return plan
 
 
-def _rows(
+def _timed(
     case: Case,
-    model: ModelSpec,
     build: EngineBuild,
     machine: Machine,
-    threads: int | None,
+    arguments: argparse.Namespace,
     quiet: Quiet,
-) -> Iterator[Row]:
+) -> Iterator[Timed]:
+    """One sequence at several depths, then several sequences, each under a plan of its own."""
+    folder = settings.cache_folder() / "benchmarks" / "predict-speed"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = _file(case, folder)
+    model = read_model(path)
     deepest = max((*case.depths, PROMPT_TOKENS))
-    plan = _plan(model, machine, threads, deepest + N_STEPS, 1)
-    expected = forecast(machine, model, plan.engine)
-    with Engine.start(build) as engine:
-        load_plan(engine, plan)
-        yield from _one(case, engine, expected, quiet)
-    plan = _plan(model, machine, threads, 256, max(SEQUENCES))
-    expected = forecast(machine, model, plan.engine)
-    with Engine.start(build) as engine:
-        load_plan(engine, plan)
-        yield from _many(case, engine, expected, quiet)
+    for n_ctx, n_seq_max, ask in ((deepest + N_STEPS, 1, _one), (256, max(SEQUENCES), _many)):
+        plan = _plan(model, machine, arguments.threads, n_ctx, n_seq_max)
+        assert isinstance(plan.engine, EngineSettings)
+        with Engine.start(build) as engine:
+            load_plan(engine, plan)
+            timings = tuple(ask(case, engine, quiet))
+        yield Timed(model=model, settings=plan.engine, timings=timings)
+    if path.stat().st_size > KEEP_BYTES and not arguments.keep:
+        path.unlink()
 
 
-def _one(case: Case, engine: Engine, expected: Forecast, quiet: Quiet) -> Iterator[Row]:
+def _one(case: Case, engine: Engine, quiet: Quiet) -> Iterator[Timing]:
     _time(engine, 64, 1)  # touch the memory
     prompt = _prompt(engine, quiet)
-    yield Row(
-        model=case.name, kind="prefill", depth=0, n_sequences=1,
-        measured_s=sum(prompt), predicted_s=expected.prefill_s(PROMPT_TOKENS),
-    )  # fmt: skip
+    yield _timing(case, "prefill", 0, sum(prompt), lambda e: e.prefill_s(PROMPT_TOKENS))
     for depth in case.depths:
         seconds = _time(engine, depth, 1, quiet)
         chunks, steps = seconds[:-N_STEPS], seconds[-N_STEPS:]
-        yield Row(
-            model=case.name, kind="decode", depth=depth, n_sequences=1,
-            measured_s=statistics.median(steps),
-            predicted_s=expected.decode_s(depth + N_STEPS / 2),
-        )  # fmt: skip
+        middle, before = depth + N_STEPS / 2, depth - PROMPT_TOKENS
+        yield _timing(
+            case, "decode", depth, statistics.median(steps), partial(_decode_s, middle, 1)
+        )
         if len(chunks) > 2 and quiet.alone:
-            yield Row(
-                model=case.name, kind="prefill", depth=depth - PROMPT_TOKENS, n_sequences=1,
-                measured_s=chunks[-1],
-                predicted_s=expected.prefill_s(PROMPT_TOKENS, depth - PROMPT_TOKENS),
-            )  # fmt: skip
+            yield _timing(case, "prefill", before, chunks[-1], partial(_prefill_s, before))
+
+
+def _decode_s(depth: float, n_sequences: int, expected: Forecast) -> float:
+    return expected.decode_s(depth, n_sequences)
+
+
+def _prefill_s(depth: int, expected: Forecast) -> float:
+    return expected.prefill_s(PROMPT_TOKENS, depth)
+
+
+def _timing(
+    case: Case,
+    kind: str,
+    depth: int,
+    measured_s: float,
+    predict_s: Callable[[Forecast], float],
+    n_sequences: int = 1,
+) -> Timing:
+    found = Timing(
+        model=case.name,
+        kind=kind,
+        depth=depth,
+        n_sequences=n_sequences,
+        measured_s=measured_s,
+        predict_s=predict_s,
+    )
+    print(_measured_line(found), flush=True)
+    return found
 
 
 def _prompt(engine: Engine, quiet: Quiet) -> tuple[float, ...]:
@@ -254,14 +317,13 @@ def _prompt(engine: Engine, quiet: Quiet) -> tuple[float, ...]:
     return quiet.timed(lambda: engine.time(question) or (), lambda: engine.pid)
 
 
-def _many(case: Case, engine: Engine, expected: Forecast, quiet: Quiet) -> Iterator[Row]:
+def _many(case: Case, engine: Engine, quiet: Quiet) -> Iterator[Timing]:
+    middle = MANY_DEPTH + N_STEPS / 2
     for count in SEQUENCES:
         steps = _time(engine, MANY_DEPTH, count, quiet)[-N_STEPS:]
-        yield Row(
-            model=case.name, kind="many", depth=MANY_DEPTH, n_sequences=count,
-            measured_s=statistics.median(steps),
-            predicted_s=expected.decode_s(MANY_DEPTH + N_STEPS / 2, count),
-        )  # fmt: skip
+        seconds = statistics.median(steps)
+        predict = partial(_decode_s, middle, count)
+        yield _timing(case, "many", MANY_DEPTH, seconds, predict, count)
 
 
 def _time(engine: Engine, depth: int, count: int, quiet: Quiet | None = None) -> tuple[float, ...]:
@@ -277,18 +339,22 @@ def _steady(seconds: tuple[float, ...]) -> bool:
     return statistics.median(steps) <= MOST_SPREAD * min(steps)
 
 
-def _line(row: Row) -> str:
+def _measured_line(timing: Timing) -> str:
     return (
-        f"{row.model:18} {row.kind:8} depth {row.depth:5} × {row.n_sequences:2} "
-        f"measured {row.measured_s * 1e3:8.1f} ms  predicted {row.predicted_s * 1e3:8.1f} ms "
-        f"{row.error_pct:+6.1f} %"
+        f"{timing.model:18} {timing.kind:8} depth {timing.depth:5} × {timing.n_sequences:2} "
+        f"measured {timing.measured_s * 1e3:8.1f} ms"
     )
+
+
+def _line(row: Row) -> str:
+    predicted = f"predicted {row.predicted_s * 1e3:8.1f} ms {row.error_pct:+6.1f} %"
+    return f"{_measured_line(row.timing)}  {predicted}"
 
 
 def _figures(rows: Sequence[Row]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for kind in ("decode", "prefill", "many"):
-        errors = [abs(row.error_pct) for row in rows if row.kind == kind]
+        errors = [abs(row.error_pct) for row in rows if row.timing.kind == kind]
         if errors:
             figures[f"{kind}_median_error_pct"] = round(statistics.median(errors), 2)
             figures[f"{kind}_max_error_pct"] = round(max(errors), 2)

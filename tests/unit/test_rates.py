@@ -12,7 +12,7 @@ from loadmaster.machine.measurements import (
     ProductTime,
 )
 from loadmaster.machine.types import Machine
-from loadmaster.plan.curve import Curve, gathered, mixed, roofline
+from loadmaster.plan.curve import Curve, by_fours, gathered, in_tiles, mixed, roofline
 from loadmaster.plan.rates import CPU_COLD_ATTENTION, rates_of
 from loadmaster.plan.weights import weight_mix
 from loadmaster.units import MIB
@@ -93,6 +93,22 @@ def test_experts_are_read_once_each_and_in_the_end_all_of_them() -> None:
 def test_a_mixture_weighs_by_bytes() -> None:
     one, three = Curve(tokens=(1,), s_per_byte=(1.0,)), Curve(tokens=(1,), s_per_byte=(3.0,))
     assert mixed([(one, 300), (three, 100)]).at(1) == pytest.approx(1.5)
+
+
+def test_kernels_of_the_cpu_take_sixteen_tokens_then_four_then_single_ones() -> None:
+    points = {1: 10.0, 2: 13.0, 4: 14.0, 8: 20.0, 16: 28.0, 64: 100.0, 512: 800.0}
+    fours = by_fours(Curve(tokens=tuple(points), s_per_byte=tuple(points.values())))
+    assert [fours.at(n) for n in points] == list(points.values())
+    assert [fours.at(n) for n in (3, 5, 6, 7, 12, 15)] == [16, 17, 20, 23, 26, 26 + 9]
+    assert [fours.at(n) for n in (17, 20, 21)] == [31, 34, 37]
+    whole = mixed([(fours, 1), (roofline(1.0, 1.0), 1)])
+    assert whole.at(7) == pytest.approx((23 + 7) / 2)
+
+
+def test_a_tile_that_is_not_full_costs_as_much_once_there_are_several() -> None:
+    tiles = in_tiles(Curve(tokens=(1, 4, 8, 512), s_per_byte=(10.0, 16.0, 30.0, 900.0)), 4)
+    assert [tiles.at(n) for n in (1, 3, 4, 5, 7, 8)] == [10, 14, 16, 30, 30, 30]
+    assert tiles.at(512) == 900
 
 
 def test_measured_types_count_by_their_bytes_in_the_model() -> None:

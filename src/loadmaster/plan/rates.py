@@ -5,7 +5,7 @@ of weights; elsewhere nominal bandwidths from tables stand in, with the shares t
 known to reach. `basis` says which.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,11 +14,10 @@ from loadmaster.machine.measurements import (
     DeviceTimes,
     Layout,
     Measurements,
-    ProductTime,
 )
 from loadmaster.machine.types import Gpu, Machine
 from loadmaster.model.quants import BY_NAME
-from loadmaster.plan.curve import FAR, Curve, flat, gathered, mixed, roofline
+from loadmaster.plan.curve import FAR, Curve, by_fours, flat, gathered, in_tiles, mixed, roofline
 from loadmaster.plan.types import CPU, KV_TYPES
 from loadmaster.plan.weights import WeightMix
 
@@ -43,6 +42,11 @@ _ATTENTION_FLOP = 4.0
 # left in the caches. With products of 32 MiB between attentions over 512 to 4,096 cells it took 4
 # to 20 % longer than alone, 10 % in the middle (2.3 GHz Xeon).
 CPU_COLD_ATTENTION = 1.1
+# Tokens that the CPU's kernels take at once where weights are not in its own layout: tinyBLAS
+# (llamafile/sgemm.cpp), and the columns of a chunk of ggml_compute_forward_mul_mat.
+_TILES = {"q8_0": 4, "q4_0": 4, "q5_0": 4, "iq4_nl": 4, "q4_K": 16, "q5_K": 16, "q6_K": 16}
+# What a curve of repacked weights needs to be told apart between its points.
+_STEPS = frozenset((1, 2, 4, 8, 16))
 # A drive's sequential read rate when nothing is known of it: a PCIe 3 NVMe.
 DISK_BYTES_S = 2.0e9
 
@@ -216,7 +220,7 @@ def _measured(
     slower = row.n_threads / n_threads if n_threads and row.n_threads else 1.0
 
     def curves(types: Mapping[str, int], gather: bool) -> Curve:
-        found = [(_curve(row.products, t, layout, gather), n) for t, n in types.items()]
+        found = [(_curve(row, t, layout, gather), n) for t, n in types.items()]
         whole = mixed(found)
         return Curve(
             tokens=whole.tokens, s_per_byte=tuple(value * slower for value in whole.s_per_byte)
@@ -239,15 +243,15 @@ def _measured(
     )
 
 
-def _curve(products: Iterable[ProductTime], type_name: str, layout: Layout, gather: bool) -> Curve:
+def _curve(row: DeviceTimes, type_name: str, layout: Layout, gather: bool) -> Curve:
     """The points of a type, or of the one nearest in bits that was measured.
 
     Where the type has no repacked kernel the engine leaves it plain; where experts were not timed
     apart, they count as dense.
     """
-    known = [point for point in products if point.gathered is gather]
+    known = [point for point in row.products if point.gathered is gather]
     if not known:
-        known = [point for point in products if not point.gathered]
+        known = [point for point in row.products if not point.gathered]
     nearest = min(
         {point.type for point in known},
         key=lambda name: (abs(_bits(name) - _bits(type_name)), name != type_name, name),
@@ -259,10 +263,18 @@ def _curve(products: Iterable[ProductTime], type_name: str, layout: Layout, gath
     scale = _bits(nearest) / _bits(type_name)
     if nearest == type_name:
         scale = 1.0
-    return Curve(
+    curve = Curve(
         tokens=tuple(sorted(by_tokens)),
         s_per_byte=tuple(by_tokens[tokens] * scale for tokens in sorted(by_tokens)),
     )
+    return _stepped(curve, nearest, points[0].layout) if row.id == CPU else curve
+
+
+def _stepped(curve: Curve, type_name: str, layout: Layout) -> Curve:
+    """Between the points: how the CPU's kernels take several tokens at once."""
+    if layout == "repacked":
+        return by_fours(curve) if set(curve.tokens) >= _STEPS else curve
+    return in_tiles(curve, _TILES[type_name]) if type_name in _TILES else curve
 
 
 def _bits(type_name: str) -> float:

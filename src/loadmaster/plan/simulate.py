@@ -20,7 +20,7 @@ from loadmaster.plan.forecast import forecast
 from loadmaster.plan.job_items import PlayedItem, items_of
 from loadmaster.plan.rates import Basis, Rates
 from loadmaster.plan.speed import Traffic
-from loadmaster.plan.steps import Step, StepCosts
+from loadmaster.plan.steps import Pass, Step, StepCosts
 from loadmaster.plan.types import EngineSettings
 
 # Of a longer job, so many rounds of all sequences are played, and at least so many items.
@@ -219,29 +219,40 @@ class _Play:
         n_steps = min(_MOST_AT_ONCE, self._answers[0].ends - self.step if n else _MOST_AT_ONCE)
         if not self._prompts or not room:
             n_steps = max(1, min(n_steps, int(free // n))) if n > 1 else n_steps
-            return self._account(n_steps, 0.0, 0.0, 0, 0.0)
+            return self._account(n_steps)
         head = self._prompts[0]
         if head.left > room:
             n_steps = min(n_steps, ceil(head.left / room) - 1)
             depth = head.item.found + head.item.fed - head.left + n_steps * room / 2
             head.left -= n_steps * room
-            return self._account(n_steps, room, depth, 0, room * head.item.own_part)
+            return self._account(
+                n_steps, fed=room, fed_cells=depth, own=room * head.item.own_part, n_chunks=1
+            )
         return self._feed(room)
 
     def _feed(self, room: float) -> None:
         """One step that ends at least the oldest prompt, and others as far as there is room."""
         fed = depths = own = 0.0
+        n_chunks = 0
         ended: list[PlayedItem] = []
         while self._prompts and fed < room:
             head = self._prompts[0]
             chunk = min(head.left, room - fed)
             depths += chunk * (head.item.found + head.item.fed - head.left + chunk / 2)
             fed += chunk
+            n_chunks += 1
             own += chunk * head.item.own_part
             head.left -= chunk
             if head.left <= 0:
                 ended.append(self._prompts.popleft().item)
-        self._account(1, fed, depths / fed if fed else 0.0, len(ended), own)
+        self._account(
+            1,
+            fed=fed,
+            fed_cells=depths / fed if fed else 0.0,
+            own=own,
+            n_chunks=n_chunks,
+            n_ended=len(ended),
+        )
         for item in ended:
             self._answer(item)
 
@@ -255,7 +266,14 @@ class _Play:
         self._depths += item.depth(item.output - 1)
 
     def _account(
-        self, n_steps: int, fed: float, fed_cells: float, n_ended: int, own: float
+        self,
+        n_steps: int,
+        *,
+        fed: float = 0.0,
+        fed_cells: float = 0.0,
+        own: float = 0.0,
+        n_chunks: int = 0,
+        n_ended: int = 0,
     ) -> None:
         """Time of steps that are alike, by their middle one; then what they changed."""
         n = len(self._answers)
@@ -269,9 +287,8 @@ class _Play:
             prefill_cells=fed_cells,
             used_cells=used,
         )
-        for part in self._parts(step):
-            for cause, seconds in self._costs.of(part).items():
-                self._spend(cause, n_steps * seconds)
+        for cause, seconds in self._costs.of(step, self._passes(step, n_chunks)).items():
+            self._spend(cause, n_steps * seconds)
         if self._settings.n_seq_max > 1:
             driver_s = _DRIVER_STEP_S + _DRIVER_SEQUENCE_S * step.n_outputs
             self._spend("overhead", n_steps * driver_s)
@@ -291,14 +308,20 @@ class _Play:
         self.by_cause[cause] = self.by_cause.get(cause, 0.0) + seconds
         self.seconds += seconds
 
-    def _parts(self, step: Step) -> tuple[Step, ...]:
-        """With a cache for each sequence the engine takes equally many tokens of all at once
-        (llama_batch_allocr::split_equal): answers first, then what is left of the prompts."""
-        if self._settings.kv_unified or not step.n_decode or not step.n_prefill:
-            return (step,)
-        answers = replace(step, n_prefill=0, n_outputs=step.n_decode)
-        prompts = replace(step, n_decode=0, n_outputs=step.n_outputs - step.n_decode)
-        return answers, prompts
+    def _passes(self, step: Step, n_chunks: int) -> tuple[Pass, ...]:
+        """With a cache for each sequence the engine takes equally many tokens of all at once, of
+        sequences whose ids follow each other (llama_batch_allocr::split_equal): a token of
+        everyone, then what is left of each prompt. Where ids are free, those in use lie apart."""
+        n_slots = self._settings.n_seq_max
+        if self._settings.kv_unified or n_slots == 1:
+            return ()
+        n = max(1, min(self._n_running, step.n_tokens))
+        n_runs = n * (n_slots - n + 1) / n_slots
+        passes = [Pass(ceil(n / n_runs), ceil(step.n_outputs / n_runs), n_runs)]
+        left = step.n_tokens - n
+        if n_chunks and left > 0:
+            passes.append(Pass(ceil(left / n_chunks), 0, n_chunks))
+        return tuple(passes)
 
     def _finish(self, item: PlayedItem) -> None:
         self._own = max(0.0, self._own - item.own_fed - (item.output - 1))

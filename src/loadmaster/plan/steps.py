@@ -4,7 +4,7 @@ The same sum as in `speed`, for any mixture of the two: products by the number o
 the step, attention by the cells that each token passes over.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loadmaster.plan.rates import AttentionRate, DeviceRates, Rates
@@ -41,6 +41,15 @@ class Step:
         return self.n_decode + self.n_prefill
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """So many tokens that go over the weights together, `times` times in the mean."""
+
+    n_tokens: int
+    n_outputs: int
+    times: float = 1.0
+
+
 class StepCosts:
     """Costs of steps under one placement. Products are kept by their numbers of tokens, because a
     job asks for the same ones again and again."""
@@ -51,15 +60,19 @@ class StepCosts:
         self.settings = settings
         self._products: dict[tuple[int, int], Costs] = {}
 
-    def of(self, step: Step) -> dict[str, float]:
-        """Seconds by what bounds them."""
-        key = step.n_tokens, step.n_outputs
+    def of(self, step: Step, passes: Sequence[Pass] = ()) -> dict[str, float]:
+        """Seconds by what bounds them; `passes` over the weights, if it takes several."""
+        costs = {"attention": _attention_s(self.traffic, self.rates, self.settings, step)}
+        for part in passes or (Pass(step.n_tokens, step.n_outputs),):
+            for cause, seconds in self._products_of(part.n_tokens, part.n_outputs).items():
+                _add(costs, cause, part.times * seconds)
+        return costs
+
+    def _products_of(self, n_tokens: int, n_outputs: int) -> Costs:
+        key = n_tokens, n_outputs
         if key not in self._products:
             self._products[key] = _product_costs(self.traffic, self.rates, self.settings, *key)
-        return {
-            **self._products[key],
-            "attention": _attention_s(self.traffic, self.rates, self.settings, step),
-        }
+        return self._products[key]
 
     def seconds(self, step: Step) -> float:
         """Seconds of the step."""
