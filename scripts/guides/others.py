@@ -95,7 +95,7 @@ def llama_8b_f16() -> str:
 - **"8B in FP16 is 16 GB, so a 16 GB card holds it."** Weights alone are {size / GIB:.1f} GiB; with cache and context it
   takes {big.made.device("gpu:0").planned_bytes / GIB:.1f} GiB.
 
-NF4 of the same model waits for the safetensors engine.
+The same model in NF4, with transformers: [Llama 3 8B in NF4](llama-3-8b-nf4.md).
 {END}"""
 
 
@@ -217,7 +217,8 @@ $ {command.format(machines[0])}
 504 KiB a token (126 layers × 8 heads × 128 × 2 × 2 bytes). What does not fit the cards is read from RAM for every token,
 and what does not fit RAM from the disk.
 
-FP8 and NF4 wait for the safetensors engine, and with them 8 × 80 GB and 4 × 24 GB.
+In BF16, FP8 and NF4 with transformers, on 8 × 80, 4 × 80, 8 × 24 and 4 × 24 GB:
+[405B with transformers](llama-3.1-405b-transformers.md).
 {END}"""
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from scripts.guides.checkpoints import llama_8b_nf4, llama_405b_transformers
 from scripts.guides.llama_70b import llama_70b_on_24gb, quantizations_on_24gb, two_24gb_cards
 from scripts.guides.others import (
     big_file_on_12gb,
@@ -20,4 +21,6 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "gpt-oss-120b-on-24gb.md": gpt_oss_on_24gb,
     "jetson-orin-latency.md": jetson_latency,
     "llama-3.1-405b.md": llama_405b,
+    "llama-3-8b-nf4.md": llama_8b_nf4,
+    "llama-3.1-405b-transformers.md": llama_405b_transformers,
 }

@@ -60,12 +60,12 @@ def summary(model: ModelSpec, machine_name: str, question: str) -> dict[str, Any
     assert not isinstance(outcome, NeedSizes)
     return {
         "fits": isinstance(outcome, Plan),
-        "layers": list(outcome.engine.layers_per_device),
-        "overrides": [f"{it.pattern}={it.device}" for it in outcome.engine.overrides],
-        "n_ctx": outcome.engine.n_ctx,
-        "kv": f"{outcome.engine.type_k}/{outcome.engine.type_v}",
-        "n_ubatch": outcome.engine.n_ubatch,
-        "load_mode": outcome.engine.load_mode,
+        "layers": list(outcome.llamacpp.layers_per_device),
+        "overrides": [f"{it.pattern}={it.device}" for it in outcome.llamacpp.overrides],
+        "n_ctx": outcome.llamacpp.n_ctx,
+        "kv": f"{outcome.llamacpp.type_k}/{outcome.llamacpp.type_v}",
+        "n_ubatch": outcome.llamacpp.n_ubatch,
+        "load_mode": outcome.llamacpp.load_mode,
         "bytes": {
             device.id: {item.kind: device.of(item.kind) for item in device.items}
             for device in outcome.devices

@@ -49,7 +49,7 @@ def summary(machine_name: str, shape: str, job: str) -> dict[str, Any]:
 
 def _summary(made: JobPlan | DoesNotFit) -> dict[str, Any]:
     assert isinstance(made, JobPlan)
-    engine = made.plan.engine
+    engine = made.plan.llamacpp
     return {
         "sequences": engine.n_seq_max,
         "n_ctx": engine.n_ctx,

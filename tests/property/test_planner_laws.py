@@ -53,7 +53,7 @@ def test_every_weight_is_placed_once(model: ModelSpec, gpus: list[int], workload
     assume(isinstance(outcome, Plan))
     assert isinstance(outcome, Plan)
     planned = sum(device.of("model") + device.mapped_bytes for device in outcome.devices)
-    placed = memory.device_of_tensor(model, outcome.engine)
+    placed = memory.device_of_tensor(model, outcome.llamacpp)
     assert set(placed) == {tensor.name for tensor in model.tensors}
     padded = planned - model.weight_bytes
     assert 0 <= padded <= 128 * 8 * len(model.tensors)

@@ -105,8 +105,16 @@ def check_plain(reply: Reply, label: str) -> None:
 class RemoteFile:
     """The beginning of a remote file, grown as it is asked for. Close it."""
 
-    def __init__(self, http: Http, url: str, label: str, *, limit_bytes: int) -> None:
-        """Reads the first window.
+    def __init__(
+        self,
+        http: Http,
+        url: str,
+        label: str,
+        *,
+        limit_bytes: int,
+        first_bytes: int = _FIRST_WINDOW,
+    ) -> None:
+        """Reads the first window, `first_bytes` large.
 
         Raises:
             LoadmasterError: it cannot be read, or the server does not tell the file's size.
@@ -115,6 +123,7 @@ class RemoteFile:
         self._url = url
         self._near = url  # where redirects ended: the next reads go there at once
         self._limit = limit_bytes
+        self._first = min(first_bytes, limit_bytes)
         self._stack = ExitStack()
         self._stream: Iterator[bytes] | None = None
         self._prefix = bytearray()
@@ -161,7 +170,7 @@ class RemoteFile:
     def _begin(self) -> None:
         stack = ExitStack()
         with stack:
-            reply = stack.enter_context(self._http.open(self._url, _range(0, _FIRST_WINDOW)))
+            reply = stack.enter_context(self._http.open(self._url, _range(0, self._first)))
             check_status(reply, expected=(200, 206, 416))
             check_plain(reply, self.label)
             version = version_of(reply)
@@ -177,7 +186,7 @@ class RemoteFile:
                 self._stream = reply.chunks()
                 self._stack = stack.pop_all()
                 return
-            self._prefix = bytearray(self._body(reply, 0, _FIRST_WINDOW, version.size_bytes))
+            self._prefix = bytearray(self._body(reply, 0, self._first, version.size_bytes))
 
     def _read_stream(self, end: int) -> None:
         assert self._stream is not None

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from loadmaster.errors import ModelChangedError, NotFoundError
-from loadmaster.model.types import FileStamp, ModelSpec
+from loadmaster.model.checkpoint import AnyModel
+from loadmaster.model.types import FileStamp
 from loadmaster.units import Bytes
 
 
@@ -37,7 +38,7 @@ def stamp_of(files: Iterable[FileStamp]) -> str:
     return digest.hexdigest()[:32]
 
 
-def model_stamp(model: ModelSpec) -> str:
+def model_stamp(model: AnyModel) -> str:
     """The digest of a model's files when its header was read."""
     return stamp_of(model.files)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from loadmaster.model.hf_source import is_checkpoint
 from loadmaster.model.hub import hub_home
 from loadmaster.model.reference import HubReference, OllamaReference, UrlReference
 from loadmaster.model.variants import RepoFile, Variant, choose, variants_of
@@ -47,6 +48,14 @@ def find_hub(reference: HubReference) -> Path | None:
         if any(_means(reference, one) for one in variants_of(files)):
             return snapshot / choose(reference, files).files[0].path
     return _find_lm_studio(reference)
+
+
+def find_checkpoint(reference: HubReference) -> Path | None:
+    """The folder of a repository's safetensors, when the Hub's cache has them."""
+    for snapshot in _snapshots(reference):
+        if is_checkpoint(snapshot):
+            return snapshot
+    return None
 
 
 def _means(reference: HubReference, variant: Variant) -> bool:

@@ -150,11 +150,11 @@ def _commands(reference: HubReference, variants: Sequence[Variant]) -> str:
 
 def _no_gguf(reference: HubReference, files: Sequence[RepoFile]) -> UsageError:
     has_safetensors = any(file.path.endswith(".safetensors") for file in files)
-    what = "safetensors, which this version does not read, and no GGUF" if has_safetensors else (
-        "no complete GGUF model"
-    )  # fmt: skip
+    what = "safetensors and no GGUF" if has_safetensors else "no complete GGUF model"
+    plans = f"`loadmaster plan hf:{reference.repo_id} --quantize nf4` plans it; or "
     return UsageError(
         f"`{reference.repo_id}` has {what}",
-        hint="take a repository with GGUF files of the same model; on the Hub they are often named "
+        hint=(plans if has_safetensors else "")
+        + "take a repository with GGUF files of the same model; on the Hub they are often named "
         f"`{reference.repo}-GGUF`",
     )

@@ -39,7 +39,8 @@ class ItemClass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOutline:
-    """An outline of all items, in the order in which they are to be run.
+    """An outline of all items, in the order in which they are to be run. Without any tokens to
+    generate it is a job of embeddings.
 
     `mixed`: the order is not known in detail, items of all classes come mixed. `lengths` says
     whether every item was tokenized, or a sample stands for all, or characters stand for tokens.
@@ -101,7 +102,7 @@ def outline_of(
     Each item of a sample stands for `times` items; the tokens of shared prefixes go on growing as
     they did over the sample's second half.
     """
-    listed = [(tuple(prompt), output) for prompt, output in items]
+    listed = list(items)
     shared, prefix_tokens = _sharing([prompt for prompt, _ in listed])
     alike = [
         ItemClass(
@@ -120,10 +121,10 @@ def outline_of(
     )
 
 
-def _sharing(prompts: Sequence[tuple[int, ...]]) -> tuple[list[int], int]:
+def _sharing(prompts: Sequence[Sequence[int]]) -> tuple[list[int], int]:
     """For each prompt the leading tokens that another has too, and the tokens of the radix tree's
     shared part."""
-    order = sorted(range(len(prompts)), key=lambda index: prompts[index])
+    order = sorted(range(len(prompts)), key=prompts.__getitem__)  # type: ignore[arg-type]
     common = [0, *(_common(prompts[a], prompts[b]) for a, b in pairwise(order)), 0]
     shared = [0] * len(prompts)
     prefix_tokens = 0
@@ -135,7 +136,7 @@ def _sharing(prompts: Sequence[tuple[int, ...]]) -> tuple[list[int], int]:
     return shared, prefix_tokens
 
 
-def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -188,7 +189,10 @@ def _mean(group: Sequence[ItemClass], times: float) -> ItemClass:
 def with_outputs(job: JobOutline, share: float) -> JobOutline:
     """The same job where answers take only this share of the tokens they may take."""
     classes = tuple(
-        replace(it, output_tokens=max(1, round(it.output_tokens * share))) for it in job.classes
+        replace(it, output_tokens=max(1, round(it.output_tokens * share)))
+        if it.output_tokens
+        else it
+        for it in job.classes
     )
     return replace(job, classes=classes)
 

@@ -7,11 +7,13 @@ from typing import Any
 from loadmaster.errors import UsageError
 from loadmaster.plan.types import (
     Alternative,
+    AnySettings,
     DevicePlan,
     DoesNotFit,
     EngineSettings,
     Plan,
     Prediction,
+    TransformersSettings,
     Workload,
 )
 from loadmaster.schema import SchemaError, from_json, to_json
@@ -99,12 +101,19 @@ def _plan(value: object) -> Plan:
         n_layer=from_json(int, model["n_layer"]),
         machine_name=from_json(str, document["machine"]),
         workload=from_json(Workload, document["workload"]),
-        engine=from_json(EngineSettings, document["engine"]),
+        engine=_engine(document["engine"]),
         devices=_devices(document["devices"]),
         predicted=from_json(Prediction, document["predicted"]),
         notes=from_json(tuple[str, ...], document["hints"]),
         alternatives=from_json(tuple[Alternative, ...], document["alternatives"]),
     )
+
+
+def _engine(value: object) -> AnySettings:
+    """Of either engine: a device map is transformers' alone."""
+    if isinstance(value, dict) and "device_map" in value:
+        return from_json(TransformersSettings, value)
+    return from_json(EngineSettings, value)
 
 
 def _object(value: object, place: str, keys: set[str] | None) -> Mapping[str, Any]:

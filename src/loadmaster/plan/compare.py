@@ -27,9 +27,10 @@ class Candidate:
     quantization: str
     type_k: str
     type_v: str
-    file_bytes: Bytes
+    file_bytes: Bytes  # of safetensors before they are quantized
     quality: Quality
     outcome: Plan | DoesNotFit
+    engine: str = "llama.cpp"
     largest_n_ctx: int | None = None  # with `--goal context`: the longest that keeps the limits
 
     @property
@@ -99,9 +100,10 @@ def _no_worse(a: Candidate, b: Candidate) -> bool:
 
 
 def _worth(one: Candidate, other: Candidate) -> float | None:
-    """A figure that is higher for the better of two; None where they cannot be compared."""
-    if one.model == other.model:
-        return None if one.kl is None else -one.kl
+    """A figure that is higher for the better of two; None where they cannot be compared. Of one
+    model the KL divergence says more, where it is published of both."""
+    if one.model == other.model and one.kl is not None and other.kl is not None:
+        return -one.kl
     return one.mmlu
 
 

@@ -75,6 +75,27 @@ def device_plans(
     return tuple(plans)
 
 
+def with_states(devices: Sequence[DevicePlan], settings: EngineSettings) -> tuple[DevicePlan, ...]:
+    """The ledger with host RAM for the states of preempted sequences, where there can be any.
+
+    They never take more than the caches they come from: who was preempted runs again before anyone
+    new. Half of what is left stays free, and a mapped file's pages come first.
+    """
+    *gpus, host = devices
+    if settings.n_seq_max == 1 or settings.pooling is not None:
+        return tuple(devices)
+    caches = sum(device.of("kv", "recurrent") for device in devices)
+    room = max(0, host.left_bytes - host.mapped_bytes) // 2
+    item = MemoryItem(
+        device=CPU,
+        kind="cache",
+        bytes=Bytes(min(caches, room)),
+        source="bound",
+        why="states of preempted sequences, at most",
+    )
+    return (*gpus, replace(host, items=(*host.items, item)) if item.bytes else host)
+
+
 def _plan(
     books: Books, device: str, name: str, items: Iterable[MemoryItem], mapped: Bytes
 ) -> DevicePlan:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from loadmaster.machine.types import Machine
 from loadmaster.model.types import ModelSpec
 from loadmaster.plan.explain import notes_of, solve_variations, variations_of
+from loadmaster.plan.ledger import with_states
 from loadmaster.plan.levers import levers_of
 from loadmaster.plan.objective import request_s
 from loadmaster.plan.problem import (
@@ -109,7 +110,7 @@ def plan_of(
         machine_name=problem.machine.name,
         workload=workload,
         engine=settings,
-        devices=checked_devices(problem, settings),
+        devices=with_states(checked_devices(problem, settings), settings),
         predicted=_predicted(problem, solution, workload),
         notes=tuple(notes_of(problem, solution)),
         alternatives=alternatives,

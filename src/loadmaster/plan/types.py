@@ -16,6 +16,8 @@ Kind = Literal[
 Source = Literal["header", "engine", "calibrated", "bound", "user"]
 LoadMode = Literal["none", "mmap", "mlock"]
 WorkloadKind = Literal["chat", "serve", "batch"]
+# What a safetensors checkpoint's linear weights are made while they load; none: as computed.
+Quantize = Literal["none", "int8", "nf4", "fp4", "fp8"]
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
@@ -86,6 +88,8 @@ class Knobs:
     kv_unified: bool | None = None  # one cache for all sequences, or one for each
     pooling: Pooling | None = None  # open it for embeddings or ranks instead of text
     adapters: tuple[Adapter, ...] = ()
+    quantize: Quantize | None = None  # of a safetensors checkpoint, while it loads
+    double_quant: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +120,42 @@ class EngineSettings:
     # One vector for a prompt, instead of text: the mean of its tokens' vectors, that of the first
     # or the last, or a rank. Every token of a step is an output then.
     pooling: Pooling | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformersSettings:
+    """Everything the transformers engine is told; equal settings mean equal tensors. Hashable."""
+
+    quantize: Quantize  # what linear weights are, or are made while they load; none: as computed
+    double_quant: bool  # of nf4 and fp4: the scales are quantized once more
+    compute_type: Literal["bf16", "f16", "f32"]
+    # Module name → device: the longest name that is a prefix of a tensor's wins. Never `auto`.
+    device_map: tuple[tuple[str, str], ...]
+    attention: Literal["sdpa", "flash_attention_2", "eager"]
+    n_ctx: int  # cells of all sequences; each has n_ctx // n_seq_max of its own
+    n_seq_max: int
+    n_ubatch: int  # tokens of prompts in one forward pass
+    type_k: str
+    type_v: str
+    n_threads: int
+
+    @property
+    def kv_unified(self) -> bool:
+        """Each sequence has cells of its own."""
+        return False
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """It writes text, and makes no vectors."""
+        return None
+
+    @property
+    def n_batch(self) -> int:
+        """Tokens of a step: there is none larger than a forward pass."""
+        return self.n_ubatch
+
+
+AnySettings = EngineSettings | TransformersSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +232,11 @@ class DevicePlan:
         return Bytes(sum(item.bytes for item in self.items))
 
     @property
+    def needed_bytes(self) -> Bytes:
+        """Without what would be of use and is not needed: room for the states of the preempted."""
+        return Bytes(self.planned_bytes - self.of("cache"))
+
+    @property
     def left_bytes(self) -> Bytes:
         return Bytes(self.budget_bytes - self.planned_bytes)
 
@@ -247,11 +292,16 @@ class Plan:
     n_layer: int
     machine_name: str
     workload: Workload
-    engine: EngineSettings
+    engine: AnySettings
     devices: tuple[DevicePlan, ...]  # GPUs in order, then the host
     predicted: Prediction
     notes: tuple[str, ...] = ()  # what a person should know: a KV type chosen, a share on the CPU
     alternatives: tuple[Alternative, ...] = ()
+
+    @property
+    def llamacpp(self) -> EngineSettings:
+        """The settings of a plan for llama.cpp; TypeError for another engine's."""
+        return _llamacpp(self.engine)
 
     def device(self, device_id: str) -> DevicePlan:
         """The share of `device_id`; KeyError when the plan does not use it."""
@@ -280,11 +330,22 @@ class DoesNotFit:
 
     model_name: str
     workload: Workload
-    engine: EngineSettings
+    engine: AnySettings
     devices: tuple[DevicePlan, ...]
     shortfalls: tuple[Shortfall, ...]
     nearest: tuple[Alternative, ...]
     reason: str | None = None  # the engine's own words, when it refused to size every placement
+
+    @property
+    def llamacpp(self) -> EngineSettings:
+        """The settings of a refusal for llama.cpp; TypeError for another engine's."""
+        return _llamacpp(self.engine)
+
+
+def _llamacpp(settings: AnySettings) -> EngineSettings:
+    if not isinstance(settings, EngineSettings):
+        raise TypeError(f"{type(settings).__name__} are not llama.cpp's settings")
+    return settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from loadmaster.errors import NotFoundError, UsageError
 from loadmaster.model.remote import skeleton_folder
+from loadmaster.model.shapes.checkpoints import QUANTIZATIONS
 from loadmaster.model.shapes.families import FAMILIES, outline_of
 from loadmaster.model.shapes.header import encode
 from loadmaster.model.shapes.mixes import MIXES, typed
@@ -56,7 +57,7 @@ def parse_shape(text: str) -> ShapeReference:
     if not separator:
         return ShapeReference(name=name)
     label = quantization.upper()
-    if label not in quantizations_of(shape):
+    if label not in (*quantizations_of(shape), *QUANTIZATIONS):
         raise _unknown_quantization(shape, quantization)
     return ShapeReference(name=name, quantization=label)
 

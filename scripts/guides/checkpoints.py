@@ -1,0 +1,156 @@
+"""Pages about safetensors models under the transformers engine."""
+
+from loadmaster.model.shapes.library import load_shape, shape_header
+from loadmaster.plan.types import CPU, Plan, TransformersSettings
+from loadmaster.units import GIB
+from scripts.guides.asking import END, GB, Answer, ask, compare, printed
+
+_PLAN_405B = "loadmaster plan shape:llama-3.1-405b@{} --machine {} -c 4096"
+_CARDS = {
+    "8 × 80 GB": "h100-80g-x8",
+    "4 × 80 GB": "a100-80g-x4",
+    "8 × 24 GB": "rtx4090-x8",
+    "4 × 24 GB": "rtx4090-x8 --vram 0=23GiB,1=23GiB,2=23GiB,3=23GiB",
+}
+_LABELS = {"NONE": "BF16", "FP8": "FP8", "NF4": "NF4"}
+
+
+def llama_8b_nf4() -> str:
+    """Llama 3 8B in NF4 on 12 and 24 GB, beside FP16 and Q4_K_M."""
+    small = ask("loadmaster plan shape:llama-3-8b@nf4 --machine rtx3060-12g")
+    large = ask("loadmaster plan shape:llama-3-8b@nf4 --machine rtx4090-24g")
+    plain = ask("loadmaster plan shape:llama-3-8b@none --machine rtx4090-24g")
+    refused = ask("loadmaster plan shape:llama-3-8b@none --machine rtx3060-12g")
+    command = (
+        "loadmaster plan --compare shape:llama-3-8b@NONE shape:llama-3-8b@INT8 "
+        "shape:llama-3-8b@NF4 shape:llama-3-8b@Q8_0 shape:llama-3-8b@Q4_K_M "
+        "--machine rtx4090-24g --kv f16"
+    )
+    return f"""# Llama 3 8B in NF4 on 12 and 24 GB
+
+transformers with bitsandbytes makes NF4 of the published BF16 weights while it loads them.
+
+## 12 GB
+
+{small.text}
+
+## The arithmetic
+
+| | |
+|---|---|
+| matrices of 32 layers | 6.979 billion weights |
+| in NF4, a scale for each 64, quantized once more | × 4.127 bits = {6.979e9 * 4.127 / 8 / GIB:.2f} GiB |
+| embedding and output, not quantized | 2 × 128,256 × 4,096 × 2 bytes = {2 * 128256 * 4096 * 2 / GIB:.2f} GiB |
+| together | {small.gib("gpu:0", "model"):.2f} GiB |
+| the cache, for each token | 32 layers × 8 heads × 128 × 2 × 2 bytes = 128 KiB |
+
+## 24 GB
+
+{large.text}
+
+The 4090 reads three times as fast as the 3060 and decodes {large.decode_tok_s:.0f} tok/s, as many as that: its Python launches operations no faster. In
+BF16 it waits for its memory instead, at {plain.decode_tok_s:.0f} tok/s. bitsandbytes publishes 57.1 tok/s for NF4 with double
+quantization and 47.5 for BF16 on this card.
+
+## BF16 on 12 GB: refused
+
+{refused.text}
+
+Nothing slips to the CPU unasked. `-ngl` puts layers there, unquantized, and says what it costs.
+
+## Beside llama.cpp
+
+{printed(command)}
+
+## Where the folklore is wrong
+
+- **"4 bits are a quarter of 16."** Of the whole model it is {small.gib("gpu:0", "model") / plain.gib("gpu:0", "model"):.0%}: embedding and output stay in 16 bits, and scales add an eighth of a bit.
+- **"NF4 is the same as Q4_K_M."** About as fast on this card or slower, {small.gib("gpu:0", "model") - _q4_gib():.1f} GiB larger, and a point lower in published MMLU (63.4
+  and 64.6): GGUF files are quantized once, slowly, with more bits where it matters.
+- **"bitsandbytes spills to RAM when the card is full."** What is on the CPU is not quantized and goes over the link for
+  every token.
+{END}"""
+
+
+def _q4_gib() -> float:
+    return shape_header(load_shape("llama-3-8b"), "Q4_K_M")[1] / GIB
+
+
+def llama_405b_transformers() -> str:
+    """Llama 3.1 405B in BF16, FP8 and NF4 on four sets of cards."""
+    answers = {
+        (cards, label): ask(_PLAN_405B.format(label.lower(), machine))
+        for cards, machine in _CARDS.items()
+        for label in _LABELS
+    }
+    rows = "\n".join(_row(cards, label, answer) for (cards, label), answer in answers.items())
+    nf4 = answers["4 × 80 GB", "NF4"]
+    refused = answers["8 × 24 GB", "NF4"]
+    model = sum(device.of("model") for device in nf4.made.devices)
+    llamacpp = compare(
+        "loadmaster plan --compare shape:llama-3.1-405b@IQ2_XS --machine rtx4090-x8 -c 4096"
+        " --kv f16"
+    )["candidates"][0]
+    return f"""# Llama 3.1 405B with transformers: BF16, FP8 and NF4
+
+| cards | weights | | GPUs in use | decode |
+|---|---|---|---|---|
+{rows}
+
+## NF4 on four 80 GB cards
+
+{nf4.text}
+
+## The arithmetic
+
+| | |
+|---|---|
+| matrices of 126 layers | 401.7 billion weights |
+| in NF4 with double quantization | × 4.127 bits = {401.65e9 * 4.127 / 8 / GIB:.0f} GiB |
+| embedding and output in BF16 | {2 * 128256 * 16384 * 2 / GIB:.1f} GiB |
+| together | {model / GIB:.1f} GiB ({model / GB:.0f} GB) |
+| of eight cards with 24 GB, after headroom, contexts and activations | 8 × {_room(refused):.1f} = {8 * _room(refused):.0f} GiB |
+
+## Eight 24 GB cards: refused
+
+{_shortened(refused)}
+
+The folklore's "405B in 4 bits is 203 GB" is right for the matrices in 4.0 bits; scales, embedding, output, contexts and
+activations are what eight 24 GB cards do not hold. llama.cpp in IQ2_XS puts {llamacpp["weights_bytes"]["gpu"] / GIB:.0f} GiB on them.
+
+## Several cards, one token
+
+Layers run one card after another: for one sequence all cards but one wait at any moment, and more cards make decode
+no faster. What passes between cards is one row of 16,384 numbers a token, 32 KiB, so the link bounds nothing. For many
+users, an engine that shards every matrix makes all cards work at the same time; the plan's last note has its command.
+
+FP8 runs on Hopper and Ada cards, and its products need a kernel from the Hub, which loadmaster keeps off: those rows are
+for their bytes.
+{END}"""
+
+
+def _row(cards: str, label: str, answer: Answer) -> str:
+    name = _LABELS[label]
+    if answer.plan is None:
+        reason = answer.refusal.removeprefix("error: ").splitlines()[0]
+        why = "no FP8 arithmetic" if "compute capability" in reason else "does not fit"
+        return f"| {cards} | {name} | {why} | | |"
+    plan: Plan = answer.plan
+    assert isinstance(plan.engine, TransformersSettings)
+    gpus = [device for device in plan.devices if device.id != CPU]
+    size = sum(device.of("model") for device in gpus) / GIB
+    return f"| {cards} | {name} | {size:.0f} GiB | {len(gpus)} | {answer.decode_tok_s:.1f} tok/s |"
+
+
+def _room(answer: Answer) -> float:
+    """GiB of weights and cache that one of these cards holds."""
+    taken = 640 / 1024 + 40 / 1024 + 2.0
+    assert answer.refusal
+    return 23.04 - taken
+
+
+def _shortened(answer: Answer) -> str:
+    """A refusal without its ledger, which is long for eight cards."""
+    lines = answer.refusal.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("  short by"))
+    return f"```\n$ {answer.command}\n" + "\n".join(lines[start:]).rstrip() + "\n```"

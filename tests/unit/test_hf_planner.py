@@ -1,0 +1,223 @@
+"""Plans for the transformers engine: ledgers, device maps, refusals, speed."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadmaster.errors import UsageError
+from loadmaster.machine.profiles import load_profile
+from loadmaster.machine.types import Machine
+from loadmaster.model.checkpoint import Stored
+from loadmaster.plan.codec import does_not_fit_to_json, plan_from_json, plan_to_json
+from loadmaster.plan.hf_memory import reserved_bytes
+from loadmaster.plan.hf_weights import loaded_tensors
+from loadmaster.plan.types import CPU, DoesNotFit, TransformersSettings, Workload
+from loadmaster.units import GIB, MIB
+from tests import checkpoint_parts as parts
+
+
+def engine(plan: Any) -> TransformersSettings:
+    assert isinstance(plan.engine, TransformersSettings)
+    return plan.engine
+
+
+def test_nf4_of_the_8b_on_12_gib() -> None:
+    plan = parts.fitting(parts.shape(), quantize="nf4")
+    gpu = plan.device("gpu:0")
+    assert (plan.quantization, engine(plan).device_map) == ("NF4", (("", "gpu:0"),))
+    # 6.979 G weights of matrices in 4.127 bits, 1.051 G of embedding and output in 16.
+    assert gpu.of("model") == pytest.approx(6.979e9 * 4.127 / 8 + 1.0507e9 * 2, rel=1e-3)
+    assert gpu.of("kv") == 8192 * 32 * 2 * 8 * 128 * 2
+    assert {item.source for item in gpu.items if item.kind in ("model", "kv")} == {"header"}
+    assert plan.predicted.decode_tok_s is not None
+
+
+def test_the_ledger_has_every_tensor_once() -> None:
+    model = parts.shape("llama-3-70b")
+    plan = parts.fitting(model, "rtx4090-x8", quantize="nf4")
+    loaded = sum(tensor.size_bytes for tensor in loaded_tensors(model, engine(plan)))
+    assert sum(device.of("model") for device in plan.devices) == loaded
+    assert sum(device.of("kv") for device in plan.devices) == 8192 * 80 * 2 * 8 * 128 * 2
+
+
+def test_layers_are_split_evenly_over_as_few_gpus_as_hold_them() -> None:
+    plan = parts.fitting(parts.shape("llama-3-70b"), "rtx4090-x8", quantize="nf4")
+    gpus = [device for device in plan.devices if device.id != CPU]
+    assert [gpu.id for gpu in gpus] == ["gpu:0", "gpu:1"]
+    assert abs(gpus[0].planned_bytes - gpus[1].planned_bytes) < GIB
+    layers = [device for name, device in engine(plan).device_map if ".layers." in name]
+    assert layers == sorted(layers)
+    assert dict(engine(plan).device_map)["lm_head"] == "gpu:1"
+    assert dict(engine(plan).device_map)["model.embed_tokens"] == "gpu:0"
+    assert any("1 of 2 wait" in note for note in plan.notes)
+
+
+def test_a_tied_output_stays_with_its_embedding() -> None:
+    plan = parts.fitting(parts.shape("gemma-3-27b"), "rtx4090-x8", quantize="none")
+    devices = dict(engine(plan).device_map)
+    assert devices["lm_head"] == devices["model.embed_tokens"] == "gpu:0"
+
+
+def test_a_faster_gpu_is_filled_first() -> None:
+    machine = load_profile("rtx3090-x2")
+    fast = replace(machine.gpus[1], bandwidth_bytes_s=2 * (machine.gpus[0].bandwidth_bytes_s or 1))
+    machine = replace(machine, gpus=(machine.gpus[0], fast))
+    plan = parts.fitting(parts.shape("llama-3-70b"), machine, quantize="nf4")
+    assert plan.device("gpu:1").of("model") > 1.1 * plan.device("gpu:0").of("model")
+
+
+def test_nothing_slips_to_the_cpu_unasked() -> None:
+    outcome = parts.plan(parts.shape(), quantize="none")
+    assert isinstance(outcome, DoesNotFit)
+    assert [short.device for short in outcome.shortfalls] == ["gpu:0"]
+    flags = [" ".join(one.flags) for one in outcome.nearest]
+    assert flags[:2] == ["--quantize int8", "--quantize nf4"]
+    assert any(flag.startswith("-ngl ") for flag in flags)
+    assert does_not_fit_to_json(outcome)["shortfall_bytes"]["gpu:0"] > 0
+
+
+def test_a_cpu_share_is_unquantized_and_said_so() -> None:
+    plan = parts.fitting(parts.shape(), quantize="nf4", n_gpu_layers=20)
+    host = plan.device(CPU)
+    per_layer = 2 * 218_112_000
+    assert host.of("model") == pytest.approx(12 * per_layer, rel=1e-3)
+    assert plan.predicted.bound_by == "link"
+    assert any("unquantized" in note for note in plan.notes)
+    whole = parts.fitting(parts.shape(), quantize="nf4")
+    assert (plan.predicted.decode_tok_s or 0) < (whole.predicted.decode_tok_s or 0) / 10
+    assert host.of("kv") == 0  # the layers compute on the GPU all the same
+
+
+def test_hints_work() -> None:
+    outcome = parts.plan(parts.shape(), quantize="none", vram="8GiB")
+    assert isinstance(outcome, DoesNotFit)
+    for one in outcome.nearest:
+        if one.flags[0] == "--quantize":
+            parts.fitting(parts.shape(), quantize=one.flags[1], vram="8GiB")
+        if one.flags[0] == "-ngl":
+            parts.fitting(parts.shape(), n_gpu_layers=int(one.flags[1]), vram="8GiB")
+
+
+def test_a_smaller_n_ctx_is_taken_unless_one_was_asked_for() -> None:
+    model = parts.shape()
+    plan = parts.fitting(model, vram="6.6GiB", quantize="nf4")
+    assert engine(plan).n_ctx < 8192
+    asked = parts.plan(model, vram="6.6GiB", quantize="nf4", workload=Workload(n_ctx=8192))
+    assert isinstance(asked, DoesNotFit)
+
+
+def test_sequences_have_cells_of_their_own() -> None:
+    workload = Workload(kind="serve", n_ctx=2048, n_seq_max=4)
+    plan = parts.fitting(parts.shape(), quantize="nf4", workload=workload)
+    assert (engine(plan).n_ctx, engine(plan).n_seq_max) == (8192, 4)
+    assert plan.device("gpu:0").of("kv") == GIB
+
+
+def test_on_a_machine_without_a_gpu() -> None:
+    plan = parts.fitting(parts.shape("llama-3.2-1b"), "cpu-64g", quantize="nf4")
+    assert engine(plan).device_map == (("", CPU),)
+    assert plan.predicted.decode_tok_s is None  # nothing is published of it
+    plain = parts.fitting(parts.shape("llama-3.2-1b"), "cpu-64g")
+    assert plain.predicted.decode_tok_s is not None
+
+
+def test_a_plan_survives_its_json(tmp_path: Path) -> None:
+    for plan in (
+        parts.fitting(parts.spec(tmp_path, "gemma2")),
+        parts.fitting(parts.shape("llama-3-70b"), "rtx4090-x8", quantize="nf4"),
+    ):
+        assert plan_from_json(json.loads(json.dumps(plan_to_json(plan)))) == plan
+    with pytest.raises(TypeError, match="llama"):
+        _ = plan.llamacpp
+
+
+def test_experts_that_stay_large_are_told_of() -> None:
+    plan = parts.fitting(parts.shape("mixtral-8x7b"), "a100-80g-x4", quantize="nf4")
+    assert any("experts are not quantized" in note for note in plan.notes)
+
+
+def test_published_latencies_are_met() -> None:
+    """bitsandbytes' benchmark on an RTX 4090: Llama 3.1 8B at batch 1."""
+    model = parts.shape("llama-3.1-8b")
+    workload = Workload(prompt_tokens=64, n_ctx=4096)
+    for knobs, published in (
+        ({"quantize": "none"}, 47.46),
+        ({"quantize": "nf4", "double_quant": False}, 67.71),
+        ({"quantize": "nf4"}, 57.08),
+        ({"quantize": "int8"}, 22.26),
+    ):
+        plan = parts.fitting(model, "rtx4090-24g", workload=workload, **knobs)
+        assert plan.predicted.decode_tok_s == pytest.approx(published, rel=0.07)
+
+
+# ---- refused
+
+
+def mac() -> Machine:
+    return load_profile("m3max-128g")
+
+
+def quantized(method: Any = "bnb4", label: str = "NF4") -> Any:
+    return replace(parts.shape(), stored=Stored(method=method, label=label))
+
+
+@pytest.mark.parametrize(
+    ("machine", "knobs", "said"),
+    [
+        ("m3max-128g", {}, "CUDA and ROCm"),
+        ("rtx3090", {"quantize": "fp8"}, "compute capability 8.9"),
+        ("cpu-64g", {"quantize": "fp8"}, "FP8"),
+        ("rtx4090-24g", {"quantize": "fp8", "n_gpu_layers": 3}, "all layers"),
+        ("rtx3090", {"type_k": "q8_0"}, "llama.cpp's caches"),
+        ("rtx3090", {"load_mode": "mmap"}, "--load-mode"),
+        ("rtx3090", {"n_cpu_moe": 3}, "--n-cpu-moe"),
+        ("cpu-64g", {"flash_attn": True}, "8.0"),
+    ],
+)
+def test_what_the_engine_cannot_do(machine: str, knobs: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        parts.plan(parts.shape(), machine, **knobs)
+    assert caught.value.hint
+
+
+def test_nothing_is_quantized_twice() -> None:
+    with pytest.raises(UsageError, match="NF4 already"):
+        parts.plan(quantized(), quantize="nf4")
+    assert parts.fitting(quantized(), "rtx4090-24g").quantization == "NF4"
+
+
+def test_fp8_does_not_become_bf16_in_silence() -> None:
+    with pytest.raises(UsageError, match="make BF16 of it"):
+        parts.plan(quantized("fp8", "FP8"), "rtx3090")
+    with pytest.raises(UsageError, match="CPU does not compute"):
+        parts.plan(quantized("fp8", "FP8"), "cpu-64g")
+
+
+def test_more_context_than_the_model_has() -> None:
+    with pytest.raises(UsageError, match="8192"):
+        parts.plan(parts.shape(), quantize="nf4", workload=Workload(n_ctx=9000))
+
+
+# ---- the allocator
+
+
+def test_small_tensors_share_segments_of_2_mib() -> None:
+    assert reserved_bytes([]) == 0
+    assert reserved_bytes([1]) == 2 * MIB
+    assert reserved_bytes([512] * 4096) == 2 * MIB
+    assert reserved_bytes([512] * 4097) == 4 * MIB
+    assert reserved_bytes([MIB] * 3) == 4 * MIB
+
+
+def test_middle_tensors_share_segments_of_20_mib() -> None:
+    assert reserved_bytes([5 * MIB]) == 20 * MIB
+    assert reserved_bytes([5 * MIB] * 4) == 20 * MIB
+    assert reserved_bytes([5 * MIB] * 5) == 40 * MIB
+
+
+def test_large_tensors_have_segments_of_their_own_unless_room_was_taken_before() -> None:
+    assert reserved_bytes([11 * MIB, 11 * MIB]) == 24 * MIB
+    assert reserved_bytes([11 * MIB, 11 * MIB], 22 * MIB) == 22 * MIB
