@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from loadmaster.engine.process import Engine
+from loadmaster.engine.python_build import find_python_build
 from loadmaster.engine.types import (
     DoneEvent,
     EngineBuild,
@@ -21,8 +22,10 @@ from loadmaster.engine.types import (
 from loadmaster.errors import ContextLengthError, EngineCrashedError
 from loadmaster.plan.types import Sizing
 from loadmaster.units import GIB, Bytes
+from tests import hf_parts
 from tests.conftest import CUDA_RULES
 from tests.engine_parts import load_request, request, settings
+from tests.engine_parts import request as make_request
 
 pytestmark = pytest.mark.engine
 
@@ -37,20 +40,35 @@ class Case:
     engine: Engine
     sizing: Sizing
     prompt: list[int]
+    stand_ins: tuple[VirtualDevice, ...] = ()
 
 
-@pytest.fixture(scope="module", params=["llamacpp", "fake"])
-def case(
-    request: pytest.FixtureRequest, engine_build: EngineBuild, demo_model: Path
-) -> Iterator[Case]:
+@pytest.fixture(scope="module", params=["llamacpp", "transformers", "fake"])
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    if request.param == "transformers":
+        yield from _of_transformers(request.getfixturevalue("checkpoint"))
+    else:
+        model = request.getfixturevalue("demo_model")
+        yield from _on_a_stand_in(request.param, request.getfixturevalue("engine_build"), model)
+
+
+def _on_a_stand_in(backend: str, build: EngineBuild, model: Path) -> Iterator[Case]:
     gpu = VirtualDevice(id="gpu:0", total_bytes=Bytes(GIB), rules=CUDA_RULES)
-    options = {"tok_s": 5000.0} if request.param == "fake" else {}
-    with Engine.start(
-        engine_build, devices=[gpu], backend=request.param, options=options
-    ) as engine:
-        sizing = engine.size(demo_model, ON_GPU)
+    options = {"tok_s": 5000.0} if backend == "fake" else {}
+    with Engine.start(build, devices=[gpu], backend=backend, options=options) as engine:
+        sizing = engine.size(model, ON_GPU)
         assert isinstance(sizing, Sizing)
-        engine.load(load_request(demo_model, ON_GPU))
+        engine.load(load_request(model, ON_GPU))
+        engine.commit_peak(time_limit_s=1.0)
+        yield Case(engine=engine, sizing=sizing, prompt=engine.tokenize(PROMPT), stand_ins=(gpu,))
+
+
+def _of_transformers(folder: Path) -> Iterator[Case]:
+    request = hf_parts.load_request(folder)
+    with Engine.start(find_python_build(), backend="transformers") as engine:
+        sizing = engine.size(folder, request.settings)
+        assert isinstance(sizing, Sizing)
+        engine.load(request, files=hf_parts.files_of(folder))
         engine.commit_peak(time_limit_s=1.0)
         yield Case(engine=engine, sizing=sizing, prompt=engine.tokenize(PROMPT))
 
@@ -72,12 +90,14 @@ def test_loads_into_exactly_the_sized_bytes(case: Case) -> None:
 
 
 def test_a_stand_in_gpu_counts_what_was_sized(case: Case) -> None:
-    row = case.sizing.on("gpu:0")
     report = case.engine.memory()
-    assert report.device_used_bytes["gpu:0"] == (
-        row.model_bytes + row.context_bytes + row.compute_bytes
-    )
-    assert report.device_denied["gpu:0"] == 0
+    assert report.device_used_bytes.keys() == {gpu.id for gpu in case.stand_ins}
+    for gpu in case.stand_ins:
+        row = case.sizing.on(gpu.id)
+        assert report.device_used_bytes[gpu.id] == (
+            row.model_bytes + row.context_bytes + row.compute_bytes
+        )
+        assert report.device_denied[gpu.id] == 0
 
 
 def test_the_process_is_measured(case: Case) -> None:
@@ -183,14 +203,26 @@ def test_tokens_are_the_text(case: Case) -> None:
     assert case.engine.tokenize("", False) == []
 
 
-@pytest.mark.parametrize("backend", ["llamacpp", "fake"])
+def opened(name: str, request: pytest.FixtureRequest) -> Engine:
+    """An engine with a model, long enough that its requests do not end by themselves."""
+    if name == "transformers":
+        folder = request.getfixturevalue("checkpoint")
+        engine = Engine.start(find_python_build(), backend=name)
+        engine.load(hf_parts.load_request(folder, n_ctx=8192), files=hf_parts.files_of(folder))
+        return engine
+    options = {"tok_s": 20.0} if name == "fake" else {}
+    build = request.getfixturevalue("engine_build")
+    engine = Engine.start(build, backend=name, options=options)
+    engine.load(load_request(request.getfixturevalue("demo_model"), settings(n_ctx=8192)))
+    return engine
+
+
+@pytest.mark.parametrize("backend", ["llamacpp", "transformers", "fake"])
 def test_a_killed_worker_ends_every_request_once(
-    backend: str, engine_build: EngineBuild, demo_model: Path
+    backend: str, request: pytest.FixtureRequest
 ) -> None:
-    options = {"tok_s": 20.0} if backend == "fake" else {}
-    with Engine.start(engine_build, backend=backend, options=options) as engine:
-        engine.load(load_request(demo_model, settings(n_ctx=8192)))
-        streams = [engine.generate(request(f"r{i}", [1, 2, 3], None)) for i in range(3)]
+    with opened(backend, request) as engine:
+        streams = [engine.generate(make_request(f"r{i}", [1, 2, 3], None)) for i in range(3)]
         next(streams[0])
         os.kill(engine.pid, signal.SIGKILL)
         for stream in streams:

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.gguf_writer import write_random
 from benchmarks.shapes import build_tiny
 from loadmaster.engine.process import Engine
+from loadmaster.engine.python_build import find_python_build
 from loadmaster.engine.types import (
     DoneEvent,
     EngineBuild,
@@ -21,6 +22,7 @@ from loadmaster.engine.types import (
     TokenLogprob,
 )
 from loadmaster.errors import UsageError
+from tests import hf_parts
 from tests.engine_parts import load_request, request, settings
 
 pytestmark = pytest.mark.engine
@@ -57,12 +59,18 @@ FIM = ("pre", "suf", "mid")
 names = (f"g{n}" for n in itertools.count())
 
 
-@pytest.fixture(scope="module", params=["llamacpp", "fake"])
-def engine(
-    request: pytest.FixtureRequest, engine_build: EngineBuild, demo_model: Path
-) -> Iterator[Engine]:
-    with Engine.start(engine_build, backend=request.param) as engine:
-        engine.load(load_request(demo_model, FOUR))
+@pytest.fixture(scope="module", params=["llamacpp", "transformers", "fake"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    if request.param == "transformers":
+        folder = request.getfixturevalue("checkpoint")
+        with Engine.start(find_python_build(), backend=request.param) as engine:
+            four = hf_parts.load_request(folder, n_ctx=2048, n_seq_max=4)
+            engine.load(four, files=hf_parts.files_of(folder))
+            yield engine
+        return
+    build = request.getfixturevalue("engine_build")
+    with Engine.start(build, backend=request.param) as engine:
+        engine.load(load_request(request.getfixturevalue("demo_model"), FOUR))
         yield engine
 
 

@@ -53,6 +53,22 @@ def confine_worker(*, target: str, parent_pid: int) -> tuple[Confinement, ...]:
     )
 
 
+def confine_renderer(limit_bytes: Bytes) -> tuple[Confinement, ...]:
+    """Confine this process, which renders templates of models: it needs nothing but its pipes."""
+    return (
+        _attempt("no core dumps", _no_core_dumps),
+        _attempt("no new privileges", lambda: _no_new_privileges("cpu")),
+        _attempt("no network", _no_network),
+        _attempt("no file writes", lambda: _no_file_writes("cpu")),
+        cap_data(limit_bytes),
+    )
+
+
+def confine_server() -> tuple[Confinement, ...]:
+    """Confine this process, which answers over HTTP: prompts are in its memory."""
+    return (_attempt("no core dumps", _no_core_dumps),)
+
+
 def cap_data(limit_bytes: Bytes) -> Confinement:
     """Cap private memory by RLIMIT_DATA, where no cgroup can be made.
 

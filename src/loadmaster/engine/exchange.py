@@ -7,6 +7,7 @@ happens to the worker.
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +57,7 @@ class _Open:
     request: GenerateRequest
     sink: Sink
     n_tokens: int = 0
+    began_s: float = field(default_factory=time.monotonic)
 
     def put(self, event: GenerateEvent | LoadmasterError) -> None:
         self.sink(self.request.request_id, event)
@@ -111,6 +113,12 @@ class Exchange:
             for call in self._calls.values():
                 return call.doing
             return "generating" if self._requests else "idle"
+
+    def oldest_request_s(self) -> float:
+        """How long the oldest open request has been with the worker; 0 when there is none."""
+        with self._lock:
+            oldest = next(iter(self._requests.values()), None)
+        return 0.0 if oldest is None else time.monotonic() - oldest.began_s
 
     # -- from the worker
 

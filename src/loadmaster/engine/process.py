@@ -35,7 +35,7 @@ from loadmaster.engine.types import (
 from loadmaster.engine.watch import Watcher
 from loadmaster.errors import EngineError, LoadmasterError, UsageError
 from loadmaster.machine.types import Confinement
-from loadmaster.plan.types import EngineSettings, Sizing, SizingFailure
+from loadmaster.plan.types import AnySettings, Sizing, SizingFailure
 from loadmaster.schema import SchemaError, from_json, to_json
 from loadmaster.units import Bytes
 
@@ -132,6 +132,14 @@ class Engine:
         """Which protections this worker runs under."""
         return (*self._confinements, *self._watcher.cap_confinements())
 
+    def limit_steps(self, deadline_s: float) -> None:
+        """From now on a step, or a call, that takes longer ends the worker."""
+        self._watcher.step_deadline_s = deadline_s
+
+    def give_up(self, error: LoadmasterError) -> None:
+        """Have the worker killed; every open call and request ends with `error`."""
+        self._watcher.give_up(error)
+
     def log_tail(self) -> tuple[str, ...]:
         """The engine's last log lines."""
         return self._watcher.log.lines()
@@ -144,7 +152,7 @@ class Engine:
         devices: tuple[DeviceFacts, ...] = _decode(tuple[DeviceFacts, ...], answer.result)
         return devices
 
-    def size(self, path: Path, settings: EngineSettings) -> Sizing | SizingFailure:
+    def size(self, path: Path, settings: AnySettings) -> Sizing | SizingFailure:
         """Dry run: what a load with these settings would take (as `load_mode` none)."""
         body = {"path": str(path), "settings": to_json(settings)}
         result = self._watcher.call("size", body, doing="sizing the model").result

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from loadmaster.engine.types import GenerateRequest, LoadedModel, SamplingParams
 from loadmaster.errors import UsageError
@@ -11,7 +11,10 @@ from loadmaster.units import KIB
 MAX_TOP_LOGPROBS = 20
 MAX_SCHEMA_BYTES = 64 * KIB
 MAX_SCHEMA_DEPTH = 64  # llguidance's own parser stops at 128
+# Of a name, a constant or a pattern: every step looks ahead in it, 60,000 characters take 0.3 s.
+MAX_LITERAL_BYTES = 4 * KIB
 MAX_BIASES = 1024
+_TOLD_TO_PEOPLE = frozenset({"description", "title", "default", "examples", "$comment"})
 
 
 def check_request(request: GenerateRequest, loaded: LoadedModel) -> None:
@@ -66,6 +69,28 @@ def check_schema_text(text: str) -> None:
         raise UsageError("the JSON schema is not an object", hint="any JSON is the schema `{}`")
     if _deeper_than(schema, MAX_SCHEMA_DEPTH):
         raise UsageError(f"the JSON schema is nested more than {MAX_SCHEMA_DEPTH} levels deep")
+    longest = max(
+        (len(text.encode("utf-8", "surrogatepass")) for text in _literals(schema)), default=0
+    )
+    if longest > MAX_LITERAL_BYTES:
+        raise UsageError(
+            f"a name, constant or pattern of the JSON schema has {longest} bytes, "
+            f"{MAX_LITERAL_BYTES} are allowed"
+        )
+
+
+def _literals(schema: object) -> Iterator[str]:
+    """Every text that may become part of the grammar; depth is bounded by now."""
+    if isinstance(schema, str):
+        yield schema
+    elif isinstance(schema, list):
+        for item in schema:
+            yield from _literals(item)
+    elif isinstance(schema, dict):
+        for name, value in schema.items():
+            yield name
+            if name not in _TOLD_TO_PEOPLE:
+                yield from _literals(value)
 
 
 def _deeper_than(value: object, depth: int) -> bool:

@@ -8,11 +8,14 @@ from typing import Protocol
 from loadmaster.engine.timing import Question
 from loadmaster.machine.types import SizingRules
 from loadmaster.model.types import Pooling
-from loadmaster.plan.types import BufferSizes, EngineSettings, Sizing, SizingFailure
+from loadmaster.plan.types import AnySettings, BufferSizes, Sizing, SizingFailure
 from loadmaster.scheduler.types import FinishReason as FinishReason
 from loadmaster.scheduler.types import SchedulerStats as SchedulerStats
 from loadmaster.scheduler.types import SequenceWork as SequenceWork
 from loadmaster.units import Bytes
+
+# How the reason begins of a request whose schema became too complex on the way: its sender's fault.
+SCHEMA_FAILED = "the JSON schema cannot be followed any further"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,9 +169,11 @@ class LoadRequest:
 
     model_path: Path
     model_stamp: str
-    settings: EngineSettings
+    settings: AnySettings
     ram_cap_bytes: Bytes | None  # enforced on the worker by cgroup or RLIMIT_DATA
     state_bytes: Bytes | None = None  # of it, for the states of preempted requests
+    # What the engine's own allocator may take of each GPU, where it keeps such a cap.
+    device_caps: Mapping[str, Bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,14 +251,18 @@ class RunResult:
 
 
 class Backend(Protocol):
-    """A library adapter, run inside the worker. All calls come from one thread."""
+    """A library adapter, run inside the worker.
+
+    All calls come from one thread, but for `interrupt`, and for `tokenize`, which may be called
+    while a step runs.
+    """
 
     name: str
 
     def devices(self) -> tuple[DeviceFacts, ...]:
         """The GPUs the engine sees, virtual ones included."""
 
-    def size(self, model_path: Path, settings: EngineSettings) -> Sizing | SizingFailure:
+    def size(self, model_path: Path, settings: AnySettings) -> Sizing | SizingFailure:
         """Size every buffer without allocating it (recurrent state excepted)."""
 
     def open_vocabulary(self, model_path: Path) -> LoadedModel:

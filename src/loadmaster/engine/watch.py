@@ -32,6 +32,7 @@ from loadmaster.units import Bytes, format_size
 
 SILENCE_S = 5.0  # without a heartbeat; they come every 0.5 s, whatever the engine computes
 FROZEN_S = 30.0  # silence of a process that is not stopped: it swaps, or it hangs
+WEDGED_S = 10.0  # a worker that has nothing to do so long beside an open request has lost it
 _POLL_S = 0.25
 _CLOSE_S = 2.0
 _LOG_CHUNK_BYTES = 1 << 16
@@ -47,7 +48,7 @@ class Watcher:
         self.exchange = Exchange()
         self.model: tuple[tuple[Path, ...], str] = ((), "")
         self.on_tick: Callable[[], object] = lambda: None  # about every second
-        self._step_deadline_s = step_deadline_s
+        self.step_deadline_s = step_deadline_s
         self._fatal: LoadmasterError | None = None
         self._group: MemoryCgroup | None = None
         self._cap_bytes: Bytes | None = None
@@ -145,6 +146,10 @@ class Watcher:
         detail = f"{how}, {format_size(self._cap_bytes)}"
         return (Confinement(name="memory cap", active=True, detail=detail),)
 
+    def give_up(self, error: LoadmasterError) -> None:
+        """Have the worker killed; `error` is what everyone is told."""
+        self._fatal = self._fatal or error
+
     def close(self) -> None:
         """End the worker: it leaves when its socket closes, or is killed."""
         self.exchange.close()
@@ -234,12 +239,22 @@ class Watcher:
 
     def _check_deadline(self, beat: Mapping[str, Any]) -> None:
         age = beat.get("age_s")
-        if beat.get("doing") == "idle" or not isinstance(age, int | float):
+        if not isinstance(age, int | float):
             return
-        if age > self._step_deadline_s:
-            self._fatal = EngineStalledError(
-                f"the engine has been at {beat.get('doing')} for {age:.0f} s, "
-                f"its deadline is {self._step_deadline_s:.0f} s"
+        if beat.get("doing") == "idle":
+            waited = min(age, self.exchange.oldest_request_s())
+            if waited > WEDGED_S:
+                self.give_up(
+                    EngineStalledError(
+                        f"the engine is idle, with a request open for {waited:.0f} s"
+                    )
+                )
+        elif age > self.step_deadline_s:
+            self.give_up(
+                EngineStalledError(
+                    f"the engine has been at {beat.get('doing')} for {age:.0f} s, "
+                    f"its deadline is {self.step_deadline_s:.0f} s"
+                )
             )
 
     def _stalled(self) -> LoadmasterError | None:

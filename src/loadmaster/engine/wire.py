@@ -9,7 +9,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,9 +107,20 @@ class Channel:
             OSError: the other side is gone.
             WireError: the frame is too large.
         """
-        frame = encode(body, payload)
+        self._send(encode(body, payload))
+
+    def send_all(self, bodies: Sequence[dict[str, Any]]) -> None:
+        """Send frames behind each other, so that the other side reads them at once.
+
+        Raises:
+            OSError: the other side is gone.
+            WireError: a frame is too large.
+        """
+        self._send(b"".join(map(encode, bodies)))
+
+    def _send(self, frames: bytes) -> None:
         with self._sending:
-            self._socket.sendall(frame)
+            self._socket.sendall(frames)
 
     def receive(self) -> list[Frame] | None:
         """The frames that one read completes, perhaps none; None when the other side is gone."""

@@ -1,8 +1,9 @@
 """The worker: `python -m loadmaster.engine.worker`, one process for one open model.
 
 It confines itself, loads a backend and serves its parent over a socket. Three threads: the main
-one makes every backend call; one reads the socket; one beats, so that the parent can tell a long
-step from a stopped process. It ends when the socket closes, whatever it is doing.
+one makes every backend call but one; another reads the socket, and makes tokens of texts while the
+main one steps; the third beats, so that the parent can tell a long step from a stopped process. It
+ends when the socket closes, whatever it is doing.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from loadmaster.engine.wire import Channel, Frame
 from loadmaster.errors import EngineError, LoadmasterError, ModelChangedError
 from loadmaster.machine.types import Confinement
 from loadmaster.model.stamp import check_unchanged
-from loadmaster.plan.types import EngineSettings
+from loadmaster.plan.types import AnySettings
 from loadmaster.scheduler.types import Limits
 from loadmaster.schema import from_json, to_json
 from loadmaster.units import Bytes
@@ -53,6 +54,11 @@ _PROGRESS_S = 0.05
 _STATE_BYTES = 1 << 30  # for the states of preempted requests where nobody caps the RAM
 _EVENT_KINDS = {TextEvent: "text", PrefillEvent: "prefill", DoneEvent: "done"}
 FATAL_STATUS = 70
+# Calls that need nothing of a step: a prompt becomes tokens while others are decoded. One after a
+# step would miss the next one too, for the request itself comes only when its tokens are known.
+_BESIDE_STEPS = frozenset({"tokenize", "tokenize_many"})
+# Calls that compute as a step does: after an engine error in one the context cannot be trusted.
+_STEPPING = frozenset({"embed"})
 
 
 class _Pulse:
@@ -96,6 +102,7 @@ class Worker:
         self._backend: Backend | None = None
         self._driver: Driver | None = None
         self._ram_cap_bytes: Bytes | None = None  # of which the states of requests get a part
+        self._events: list[dict[str, Any]] = []  # of the step that runs
         self._pulse = _Pulse(channel)
         self._calls = {
             "devices": self._devices,
@@ -122,19 +129,33 @@ class Worker:
             while self._driver is None or self._driver.idle or not self._inbox.empty():
                 self._pulse.doing("idle")
                 self._handle(self._inbox.get())
+                self._send_events()
             self._pulse.doing("a step")
-            self._driver.step()
+            try:
+                self._driver.step()
+            finally:
+                self._send_events()
 
     def _read(self) -> None:
         """Fill the inbox; what cannot wait for the main thread is done here."""
-        while (frames := self._channel.receive()) is not None:
-            for frame in frames:
-                self._inbox.put(frame)
-                if frame.kind == "cancel" and self._driver is not None:
-                    self._driver.interrupt(frame.body["request_id"])
-                elif frame.kind == "stop_load" and self._backend is not None:
-                    self._backend.interrupt()
+        try:
+            while (frames := self._channel.receive()) is not None:
+                for frame in frames:
+                    self._receive(frame)
+        except BaseException as error:
+            _fail(self._channel, error)
         os._exit(0)  # the parent is gone, or wants us gone; native code cannot be asked to end
+
+    def _receive(self, frame: Frame) -> None:
+        loaded = self._driver is not None
+        if loaded and frame.kind == "call" and frame.body["method"] in _BESIDE_STEPS:
+            self._answer(frame.body, lambda: self._calls[frame.body["method"]](frame))
+            return
+        self._inbox.put(frame)
+        if frame.kind == "cancel" and self._driver is not None:
+            self._driver.interrupt(frame.body["request_id"])
+        elif frame.kind == "stop_load" and self._backend is not None:
+            self._backend.interrupt()
 
     def _handle(self, frame: Frame) -> None:
         body = frame.body
@@ -145,6 +166,7 @@ class Worker:
                 self._pulse.doing(body["method"])
                 self._answer(body, lambda: self._calls[body["method"]](frame))
             case "submit" if self._driver is not None:
+                self._pulse.doing("taking a request")
                 self._driver.submit(from_json(GenerateRequest, body["request"]))
             case "cancel" if self._driver is not None:
                 self._driver.cancel(body["request_id"])
@@ -154,6 +176,8 @@ class Worker:
         try:
             result, payload = call()
         except LoadmasterError as error:
+            if isinstance(error, EngineError) and body.get("method") in _STEPPING:
+                raise
             self._channel.send({"kind": "error", "id": body["id"], "error": error_json(error)})
         else:
             self._channel.send({"kind": "reply", "id": body["id"], "result": result}, payload)
@@ -186,7 +210,7 @@ class Worker:
         return to_json(self._opened.devices()), b""
 
     def _size(self, frame: Frame) -> tuple[object, bytes]:
-        settings = from_json(EngineSettings, frame.body["settings"])
+        settings = from_json(any_settings, frame.body["settings"])
         return to_json(self._opened.size(Path(frame.body["path"]), settings)), b""
 
     def _open_vocabulary(self, frame: Frame) -> tuple[object, bytes]:
@@ -309,14 +333,21 @@ class Worker:
 
     def _report(self, event: GenerateEvent) -> None:
         body = to_json(event)
-        self._channel.send({"kind": "event", "event": _EVENT_KINDS[type(event)], "body": body})
+        self._events.append({"kind": "event", "event": _EVENT_KINDS[type(event)], "body": body})
 
     def _refuse(self, request_id: str, error: LoadmasterError) -> None:
-        self._channel.send(
+        self._events.append(
             {"kind": "refused", "request_id": request_id, "error": error_json(error)}
         )
 
+    def _send_events(self) -> None:
+        """All events of a step at once: they wake the parent once."""
+        if self._events:
+            events, self._events = self._events, []
+            self._channel.send_all(events)
 
+
+any_settings: Any = AnySettings
 list_of_tokens: Any = tuple[int, ...]
 lists_of_tokens: Any = tuple[tuple[int, ...], ...]
 

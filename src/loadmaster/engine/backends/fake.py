@@ -11,8 +11,8 @@ Everything it prints says that it is fake. Options (JSON, all optional):
     eog_after        end the generation after so many tokens
     fail_load        refuse to load, with this reason
     over_budget      {"gpu:0": bytes}: what `memory` reports as used on a device
-    fault            {"kind": "raise" | "abort" | "segv" | "kill" | "stop" | "exit" | "garbage",
-                      "at_step": n}: what happens at the n-th step, counted from 1
+    fault            {"kind": "raise" | "abort" | "segv" | "kill" | "stop" | "exit" | "garbage" |
+                      "oom", "at_step": n}: what happens at the n-th step, counted from 1
     poison           a text that kills the process when a prompt with it has been fed
     step_s           {"at_step": n, "seconds": s}: one long step
 """
@@ -20,6 +20,7 @@ Everything it prints says that it is fake. Options (JSON, all optional):
 import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +54,13 @@ from loadmaster.engine.types import (
     VirtualDevice,
 )
 from loadmaster.errors import EngineError, EngineRefusedError
-from loadmaster.plan.types import BufferSizes, EngineSettings, Sizing, SizingFailure
+from loadmaster.plan.types import (
+    AnySettings,
+    BufferSizes,
+    EngineSettings,
+    Sizing,
+    SizingFailure,
+)
 from loadmaster.schema import from_json
 from loadmaster.units import Bytes, align
 
@@ -110,7 +117,7 @@ class Fake:
         self._cells: dict[int, list[int]] = {}
         self._speeches: dict[int, Speech] = {}
         self._grammars = Grammars(byte_tokenizer)
-        self._settings: EngineSettings | None = None
+        self._settings: AnySettings | None = None
         self._n_steps = 0
 
     def devices(self) -> tuple[DeviceFacts, ...]:
@@ -125,14 +132,15 @@ class Fake:
             for index, device in enumerate(self._devices)
         )
 
-    def size(self, model_path: Path, settings: EngineSettings) -> Sizing | SizingFailure:
+    def size(self, model_path: Path, settings: AnySettings) -> Sizing | SizingFailure:
         if self._spec.fail_load is not None:
             return SizingFailure(reason=self._spec.fail_load)
         return Sizing(buffers=self._buffers(model_path, settings), n_ctx=align(settings.n_ctx, 256))
 
-    def _buffers(self, path: Path, settings: EngineSettings) -> tuple[BufferSizes, ...]:
+    def _buffers(self, path: Path, settings: AnySettings) -> tuple[BufferSizes, ...]:
         """All on the first device that has layers, else on the host."""
-        on_gpu = settings.n_gpu_layers > 0 and self._devices
+        has_layers = isinstance(settings, EngineSettings) and settings.n_gpu_layers > 0
+        on_gpu = has_layers and self._devices
         row = BufferSizes(
             device=self._devices[0].id if on_gpu else "cpu",
             model_bytes=Bytes(path.stat().st_size),
@@ -233,6 +241,8 @@ class Fake:
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         """How often the bytes of each prompt are congruent to 0 … 7; of a pair, its likeness."""
+        self._n_steps += 1
+        self._fault()
         rank = self._settings is not None and self._settings.pooling == "rank"
         return [[likeness(prompt)] if rank else counts(prompt) for prompt in prompts]
 
@@ -372,6 +382,12 @@ def _send_garbage() -> None:
             continue
 
 
+def _run_out_of_memory() -> None:
+    """As the CUDA backend does it."""
+    print("CUDA error: out of memory", file=sys.stderr, flush=True)
+    os.abort()
+
+
 def _by_signal(number: int) -> Callable[[], Any]:
     return lambda: os.kill(os.getpid(), number)
 
@@ -384,4 +400,5 @@ _FAULTS: dict[str, Callable[[], Any]] = {
     "stop": _by_signal(signal.SIGSTOP),
     "exit": lambda: os._exit(3),
     "garbage": _send_garbage,
+    "oom": _run_out_of_memory,
 }

@@ -9,15 +9,18 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from loadmaster.engine.types import SCHEMA_FAILED
 from loadmaster.errors import UsageError
 
 # A space, or a line break with indentation. Without a limit a small model writes spaces for ever.
 WHITESPACE = r"( |\n[ \t]{0,20})?"
 # Symbols of the grammar and states of its lexer (400 bytes each). An ordinary schema has hundreds;
-# a string of bounded length takes 9 states for each character, as far as a text gets.
-MAX_GRAMMAR_SIZE = 100_000
+# a string of bounded length takes 9 states for each character, as far as a text gets. 10,000
+# symbols take 0.1 s and 5 MiB to compile, 100,000 took 1 s and 60 MiB (docs/log.md); objects with
+# so many optional properties fail at their first step anyway.
+MAX_GRAMMAR_SIZE = 10_000
 MAX_LEXER_STATES = 50_000
-_KEPT_SCHEMAS = 16
+_KEPT_SCHEMAS = 4
 _ERROR_LENGTH = 300
 
 
@@ -149,5 +152,5 @@ class Constraint:
     def _note_error(self) -> None:
         if self.failure is None and self._matcher.is_error():
             reason = _words(self._matcher.get_error())
-            self.failure = f"the JSON schema cannot be followed any further: {reason}"
+            self.failure = f"{SCHEMA_FAILED}: {reason}"
             self._on_failure()

@@ -11,7 +11,7 @@ from loadmaster.engine.backends.llamacpp.batch import Batch
 from loadmaster.engine.backends.llamacpp.embed import embed
 from loadmaster.engine.backends.llamacpp.library import Library
 from loadmaster.engine.backends.llamacpp.opened import OpenModel
-from loadmaster.engine.backends.llamacpp.params import model_params
+from loadmaster.engine.backends.llamacpp.params import llamacpp_settings, model_params
 from loadmaster.engine.backends.llamacpp.samplers import Samplers
 from loadmaster.engine.backends.llamacpp.sizer import DryRuns
 from loadmaster.engine.backends.llamacpp.timing import Timers
@@ -33,7 +33,7 @@ from loadmaster.engine.types import (
     VirtualDevice,
 )
 from loadmaster.errors import EngineError, EngineRefusedError
-from loadmaster.plan.types import EngineSettings, Sizing, SizingFailure
+from loadmaster.plan.types import AnySettings, Sizing, SizingFailure
 from loadmaster.units import Bytes
 
 _NO_SLOT, _ABORTED = 1, 2
@@ -66,8 +66,8 @@ class LlamaCpp:
     def devices(self) -> tuple[DeviceFacts, ...]:
         return tuple(self._library.facts(device) for device in self._library.devices)
 
-    def size(self, model_path: Path, settings: EngineSettings) -> Sizing | SizingFailure:
-        return self._dry_runs.size(model_path, settings)
+    def size(self, model_path: Path, settings: AnySettings) -> Sizing | SizingFailure:
+        return self._dry_runs.size(model_path, llamacpp_settings(settings))
 
     def time(self, question: Question) -> tuple[float, ...] | None:
         return Timers(self._library).time(question)
@@ -80,9 +80,10 @@ class LlamaCpp:
 
     def load(self, request: LoadRequest, progress: Callable[[float], bool]) -> LoadedModel:
         started = time.monotonic()
+        settings = llamacpp_settings(request.settings)
         self._dry_runs.forget()
         model = self._load_model(request, progress)
-        self._open = opened = OpenModel(self._library, model, request.settings)
+        self._open = opened = OpenModel(self._library, model, settings)
         opened.open_context()
         opened.apply_adapters()
         self._api.llama_set_abort_callback(opened.context, self._abort, c.addressof(self._cut))
@@ -99,7 +100,8 @@ class LlamaCpp:
             return progress(value) and not self._stop_load
 
         callback = self._api.llama_progress_callback(on_progress)
-        params = model_params(self._library, request.settings, dry_run=False, progress=callback)
+        settings = llamacpp_settings(request.settings)
+        params = model_params(self._library, settings, dry_run=False, progress=callback)
         path = str(request.model_path).encode()
         model = self._api.llama_model_load_from_file(path, params.struct)
         if self._stop_load:

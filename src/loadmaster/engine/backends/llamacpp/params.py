@@ -8,7 +8,7 @@ from loadmaster.engine.backends.llamacpp.library import Library
 from loadmaster.errors import EngineRefusedError
 from loadmaster.model.types import POOLINGS
 from loadmaster.plan.layout import opened_gpus
-from loadmaster.plan.types import EngineSettings
+from loadmaster.plan.types import AnySettings, EngineSettings
 
 GGML_TYPES = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20,
@@ -22,6 +22,13 @@ class _TensorOverride(c.Structure):
     """`llama_model_tensor_buft_override`."""
 
     _fields_ = (("pattern", c.c_char_p), ("buffer_type", c.c_void_p))
+
+
+def llamacpp_settings(settings: AnySettings) -> EngineSettings:
+    """Raises EngineRefusedError: the plan is another engine's."""
+    if not isinstance(settings, EngineSettings):
+        raise EngineRefusedError("the plan is for a safetensors model, this engine is llama.cpp")
+    return settings
 
 
 @dataclass(frozen=True, slots=True)

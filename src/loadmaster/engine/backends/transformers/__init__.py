@@ -1,0 +1,1 @@
+"""transformers and bitsandbytes as an engine; imported inside the worker only."""

@@ -1,0 +1,41 @@
+"""How torch and transformers are imported: offline, without downloaded kernels, one file at a time.
+
+The modules beside this one import torch when they are imported; `prepare` comes first.
+"""
+
+import logging
+import os
+from importlib import import_module
+
+from loadmaster.errors import EngineMissingError
+
+_ENVIRONMENT = {
+    "USE_HUB_KERNELS": "NO",  # a config may name kernels that are downloaded and run
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DEACTIVATE_ASYNC_LOAD": "1",  # threads would read tensors faster than they are placed
+    "TRANSFORMERS_VERBOSITY": "error",
+    # torch wants a folder for what it compiles, though nothing is; a worker has no temporary one.
+    "TORCHINDUCTOR_CACHE_DIR": "/",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "safetensors", "tokenizers")
+INSTALL = '`pip install "loadmaster[hf]"` installs what it needs'
+
+
+def prepare() -> None:
+    """Set what these libraries read when they are imported, and import them.
+
+    Raises:
+        EngineMissingError: one of them is not installed, or cannot be imported.
+    """
+    os.environ.update(_ENVIRONMENT)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every product
+    for package in _PACKAGES:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise EngineMissingError(
+                f"the transformers engine cannot import `{package}`: {error}", hint=INSTALL
+            ) from None

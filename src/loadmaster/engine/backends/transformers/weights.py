@@ -1,0 +1,248 @@
+"""From a checkpoint's files to a model of transformers: read tensor by tensor, placed as planned.
+
+The files are read here, by offsets that were checked: one tensor is in memory at a time beside the
+model, nothing is mapped, and nothing of the folder but its weights and its config is looked at.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from loadmaster.engine.backends.transformers import attention, cuda
+from loadmaster.engine.backends.transformers.slots import TYPES
+from loadmaster.errors import EngineRefusedError
+from loadmaster.model.checkpoint import CheckpointSpec
+from loadmaster.model.hf_config import CODE_KEYS
+from loadmaster.model.safetensors import ShardHeader, StoredTensor, parse_header
+from loadmaster.plan.types import TransformersSettings
+
+Watch = Callable[[int], None]  # bytes that were read; raises to stop the load
+
+_DTYPES: Mapping[str, Any] = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+# Beside the fields of its own class: older spellings that transformers translates, and what some
+# families read without declaring it.
+_MORE_KEYS = frozenset({
+    "head_dim",
+    "rope_theta", "rope_scaling", "rope_local_base_freq", "rotary_pct", "partial_rotary_factor",
+    "sliding_window_pattern", "_sliding_window_pattern", "torch_dtype", "architectures",
+    "use_sliding_window", "tie_word_embeddings", "quantization_config",
+})  # fmt: skip
+
+
+class StoredWeight:
+    """One tensor of a file, read when it is indexed: what transformers takes for a tensor."""
+
+    def __init__(self, path: Path, data_start: int, tensor: StoredTensor, watch: Watch) -> None:
+        self._path, self._start, self._tensor, self._watch = path, data_start, tensor, watch
+
+    def get_dtype(self) -> str:
+        return self._tensor.dtype
+
+    def get_shape(self) -> list[int]:
+        return list(self._tensor.shape)
+
+    def __getitem__(self, _: object) -> Any:
+        """All of it: transformers slices with `...` only where nothing is split over processes."""
+        tensor = self._tensor
+        data = torch.empty(tensor.size_bytes, dtype=torch.uint8)
+        with self._path.open("rb") as file:
+            _fill(file.fileno(), memoryview(data.numpy()), self._start + tensor.begin, self._path)
+        self._watch(tensor.size_bytes)
+        return data.view(_DTYPES[tensor.dtype]).view(tensor.shape)
+
+
+def _fill(descriptor: int, room: memoryview, offset: int, path: Path) -> None:
+    at = 0
+    while at < len(room):
+        n = os.preadv(descriptor, [room[at:]], offset + at)
+        if n == 0:
+            raise EngineRefusedError(f"`{path.name}` has become shorter while it was read")
+        at += n
+
+
+def open_weights(model: CheckpointSpec, watch: Watch) -> dict[str, StoredWeight]:
+    """Every tensor of the checkpoint by name, nothing of it read.
+
+    Raises:
+        EngineRefusedError: a tensor has a type that torch does not have.
+    """
+    found = {}
+    for path in (stamp.path for stamp in model.files if stamp.path.suffix == ".safetensors"):
+        header = _header(path)
+        for tensor in header.tensors:
+            if tensor.dtype not in _DTYPES:
+                raise EngineRefusedError(f"`{tensor.name}` is of type {tensor.dtype}")
+            found[tensor.name] = StoredWeight(path, header.header_bytes, tensor, watch)
+    return found
+
+
+def _header(path: Path) -> ShardHeader:
+    with path.open("rb") as file:
+        descriptor = file.fileno()
+        size_bytes = os.fstat(descriptor).st_size
+        return parse_header(
+            lambda offset, length: os.pread(descriptor, length, offset), size_bytes, path.name
+        )
+
+
+def clean_config(folder: Path) -> Any:
+    """The checkpoint's config as an object of transformers, of keys that its class knows.
+
+    Raises:
+        EngineRefusedError: transformers refuses a value of it.
+    """
+    raw: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    config_class = transformers.CONFIG_MAPPING[raw["model_type"]]
+    names = config_class.attribute_map
+    fields = (*config_class.__dataclass_fields__, *names.keys(), *names.values())
+    known = {name for name in fields if not name.startswith("_")}
+    allowed = (known | _MORE_KEYS) - {*CODE_KEYS, "model_type", "name_or_path"}
+    try:
+        return config_class(**{key: value for key, value in raw.items() if key in allowed})
+    except (TypeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise EngineRefusedError(f"transformers refuses config.json: {reason}") from None
+
+
+def check_settings(model: CheckpointSpec, settings: TransformersSettings) -> None:
+    """Raises EngineRefusedError: what is asked cannot be done, or not on these devices."""
+    used = {device for _, device in settings.device_map}
+    if "disk" in used:
+        raise EngineRefusedError("weights on the disk are not supported: they would be read anew "
+                                 "for each token")  # fmt: skip
+    cuda.check_present(used)
+    if model.stored is not None and settings.quantize != "none":
+        raise EngineRefusedError(
+            f"`{model.name}` is quantized already ({model.stored.label}): it is loaded as it is",
+            hint="leave `--quantize` out, or take the unquantized checkpoint",
+        )
+    if settings.quantize == "fp8" or (model.stored and "fp8" in model.stored.method):
+        raise EngineRefusedError(
+            "FP8 products need a kernel that transformers downloads and runs, which is kept off",
+            hint="of the unquantized checkpoint `--quantize int8` takes as much memory, `nf4` half",
+        )
+    if settings.attention == "flash_attention_2":
+        raise EngineRefusedError(
+            "flash_attention_2 is not used: `sdpa` runs torch's own flash kernels where the "
+            "hardware has them",
+            hint="leave it out, or take `sdpa`",
+        )
+
+
+def load_weights(model: CheckpointSpec, settings: TransformersSettings, watch: Watch) -> Any:
+    """The model, ready for steps.
+
+    Raises:
+        EngineRefusedError: files and config do not make one, or there is no memory for it.
+    """
+    config = clean_config(model.folder)
+    cls = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if cls is None or not getattr(cls, "_supports_attention_backend", False):
+        raise EngineRefusedError(
+            f"`{model.architecture}` is a model that transformers runs in a way of its own"
+        )
+    opened, found = cls.from_pretrained(
+        None,
+        config=config,
+        state_dict=open_weights(model, watch),
+        dtype=TYPES[settings.compute_type],
+        device_map={name: cuda.torch_device(device) for name, device in settings.device_map},
+        quantization_config=_quantization(settings),
+        attn_implementation=attention.NAME,
+        output_loading_info=True,
+    )
+    _check_found(found)
+    return opened.requires_grad_(False)
+
+
+def _quantization(settings: TransformersSettings) -> Any:
+    """What transformers is to make of the matrices while it loads them."""
+    name = settings.quantize
+    if name == "none":
+        return None
+    # Beside a GPU, modules on the CPU are kept as they are: the plan has them so.
+    mixed = len({device for _, device in settings.device_map}) > 1
+    if name == "int8":
+        return transformers.BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=mixed
+        )
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=name,
+        bnb_4bit_use_double_quant=settings.double_quant,
+        bnb_4bit_compute_dtype=TYPES[settings.compute_type],
+        llm_int8_enable_fp32_cpu_offload=mixed,
+    )
+
+
+def _check_found(found: Any) -> None:
+    """transformers fills what is missing with random numbers and goes on; this does not."""
+    for words, names in (
+        ("misses", sorted(found["missing_keys"])),
+        ("has another shape of", sorted(str(row[0]) for row in found["mismatched_keys"])),
+    ):
+        if names:
+            raise EngineRefusedError(
+                f"the checkpoint {words} {len(names)} of the tensors that its config asks for: "
+                f"`{names[0]}`",
+                hint="download it again; config.json and the weights are of different models",
+            )
+
+
+def tensors_of(model: Any) -> Iterator[Any]:
+    """Every tensor that the model holds: parameters, buffers, and what quantization keeps."""
+    for module in model.modules():
+        for value in (*module._parameters.values(), *module._buffers.values()):
+            yield from _inside(value)
+        for value in vars(module).values():
+            yield from _inside(value)
+        # Of a matrix in 8 bits, bitsandbytes moves values and scales there at its first use.
+        yield from _eight_bits(getattr(module, "state", None))
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    if not isinstance(value, torch.Tensor):
+        return
+    yield value
+    yield from _parts(getattr(value, "quant_state", None))
+    yield from _eight_bits(value)
+
+
+def _eight_bits(holder: Any) -> Iterator[Any]:
+    """Values and scales; what else is there belongs to one step."""
+    for name in ("CB", "SCB"):
+        yield from _inside(getattr(holder, name, None))
+
+
+def _parts(state: Any) -> Iterator[Any]:
+    """The scales and tables of a matrix in four bits."""
+    if state is None:
+        return
+    yield from _inside(state.absmax)
+    yield from _inside(state.code)
+    yield from _inside(state.offset)
+    yield from _parts(state.state2)
+
+
+def bytes_by_device(model: Any) -> dict[str, int]:
+    """What the model's tensors take, by torch's names of devices; shared storage counts once."""
+    sizes: dict[tuple[str, int], int] = {}
+    for tensor in tensors_of(model):
+        storage = tensor.untyped_storage()
+        if storage.nbytes():
+            sizes[str(tensor.device), storage.data_ptr()] = storage.nbytes()
+    sums: dict[str, int] = {}
+    for (device, _), n_bytes in sizes.items():
+        sums[device] = sums.get(device, 0) + n_bytes
+    return sums
