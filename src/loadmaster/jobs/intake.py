@@ -16,7 +16,7 @@ from typing import Literal
 
 from loadmaster.errors import UsageError
 from loadmaster.jobs import database
-from loadmaster.jobs.database import FILE_NAME, failures, transaction
+from loadmaster.jobs.database import FILE_NAME, JobStoreError, failures, transaction
 from loadmaster.jobs.files import sync_folder
 from loadmaster.jobs.types import BadLine, BatchLine, NewJob, Order
 
@@ -43,12 +43,15 @@ class BadInputError(UsageError):
 
     code = "bad_input"
 
-    def __init__(self, message: str, *, lines: tuple[BadLine, ...], count: int) -> None:
+    def __init__(
+        self, message: str, *, lines: tuple[BadLine, ...], count: int, known_job: bool = False
+    ) -> None:
         listed = "".join(f"\n  {line}" for line in lines)
         rest = f"\n  … and {count - len(lines)} more" if count > len(lines) else ""
         super().__init__(
             f"{message}{listed}{rest}",
-            hint="nothing was run; mend these lines and give the command again",
+            hint="nothing was run; mend these lines and give the command again"
+            + (", or begin anew with `--fresh`" if known_job else ""),
             numbers={"bad_lines": count},
         )
         self.lines = lines
@@ -75,13 +78,14 @@ class _Complaints:
         if len(self.lines) < MOST_LISTED:
             self.lines.append(line)
 
-    def raise_if_any(self, path: Path | None, n_lines: int) -> None:
+    def raise_if_any(self, path: Path | None, n_lines: int, *, known_job: bool) -> None:
         if self.count:
             name = f"`{path}`" if path else "the input"
             raise BadInputError(
                 f"{self.count} of {n_lines} lines of {name} cannot be run:",
                 lines=tuple(self.lines),
                 count=self.count,
+                known_job=known_job,
             )
         if n_lines == 0:
             name = f"`{path}`" if path else "the input"
@@ -110,6 +114,11 @@ def create_job(shelf: Path, job: NewJob, lines: Lines, order: OrderOf) -> Path:
             _seal(building)
             building.rename(folder)
             sync_folder(shelf)
+    except JobStoreError as error:
+        raise JobStoreError(
+            f"no job was made: its store cannot be written: {error.__cause__}",
+            hint=f"mend the disk of `{shelf}`, then give the command again",
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
@@ -152,11 +161,13 @@ def add_lines(folder: Path, lines: Lines, order: OrderOf, path: Path | None = No
     with closing(database.connect(folder)) as db, transaction(db, folder):
         (before,) = db.execute("SELECT count(*) FROM item").fetchone()
         added = _take_in(db, lines, order, path)
-        if added.known < before:
+        missing = before - added.known
+        if missing:
+            items = "1 item" if missing == 1 else f"{missing} items"
             raise UsageError(
-                f"job `{folder.name}` has {before - added.known} items that `{path}` has no more",
-                hint="`--fresh` starts a job of its own from this file",
-                numbers={"missing": before - added.known},
+                f"job `{folder.name}` has {items} that `{path}` has no more",
+                hint="put them back, or begin anew with `--fresh`",
+                numbers={"missing": missing},
             )
         if added.new:
             db.execute("UPDATE job SET state='queued', reason=NULL")
@@ -178,7 +189,7 @@ def _take_in(db: sqlite3.Connection, lines: Lines, order: OrderOf, path: Path | 
         elif isinstance(line, BatchLine):
             new += 1
             _insert(db, line, order(line), offset + line.number)
-    complaints.raise_if_any(path, n_lines)
+    complaints.raise_if_any(path, n_lines, known_job=offset > 0)
     if new:
         for statement in _RANKS:
             db.execute(statement)

@@ -75,6 +75,17 @@ def owner(folder: Path) -> int | None:
     return None
 
 
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of this id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 def _pid(fd: int) -> int:
     """The process id in a lock file that is held; 0 in the moment before it is written."""
     with suppress(ValueError):

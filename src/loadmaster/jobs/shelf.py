@@ -1,6 +1,5 @@
 """All jobs of this user: a folder with a folder for each."""
 
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -10,21 +9,11 @@ from pathlib import Path
 from loadmaster.errors import BusyError, LoadmasterError, NotFoundError, UsageError
 from loadmaster.jobs import database, lock
 from loadmaster.jobs.intake import UNFINISHED, Lines, OrderOf, create_job
-from loadmaster.jobs.lock import JobLock
+from loadmaster.jobs.lock import JobLock, is_alive
 from loadmaster.jobs.store import JobStore
 from loadmaster.jobs.types import Job, NewJob
 
 _ID_BYTES = 6
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 class Shelf:
@@ -60,7 +49,7 @@ class Shelf:
         shutil.rmtree(self.path(job_id), ignore_errors=True)
         for path in self.folder.glob(f".*{UNFINISHED}"):
             pid = path.name.removesuffix(UNFINISHED).rpartition(".")[2]
-            if pid.isdigit() and not _is_alive(int(pid)):
+            if pid.isdigit() and not is_alive(int(pid)):
                 shutil.rmtree(path, ignore_errors=True)
 
     def exists(self, job_id: str) -> bool:

@@ -174,7 +174,8 @@ class JobStore:
         return [numbers[i * len(numbers) // count] for i in range(count)]
 
     def sample(self, most_items: int, most_cost: int) -> list[Item]:
-        """Pending items that stand for all of them: blocks of neighbours in their order."""
+        """Pending items that stand for all of them: blocks of neighbours in their order, and the
+        one that may take most."""
         with failures(self.folder):
             keys = self._db.execute(
                 "SELECT number, cost FROM item WHERE state=? ORDER BY rank", (_PENDING,)
@@ -182,7 +183,9 @@ class JobStore:
         if len(keys) > most_items:
             block = most_items // _BLOCKS
             starts = [i * (len(keys) - block) // (_BLOCKS - 1) for i in range(_BLOCKS)]
-            keys = [keys[start + step] for start in starts for step in range(block)]
+            longest = max(keys, key=lambda key: key[1])
+            keys = [longest, *(keys[start + step] for start in starts for step in range(block))]
+            keys = list(dict.fromkeys(keys))
         items: list[Item] = []
         for number, cost in keys:
             most_cost -= cost

@@ -1,7 +1,6 @@
 """`loadmaster batch list`, `status`, `results` and `cancel`: jobs seen from outside."""
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from loadmaster.interfaces.cli.batch_background import LOG_NAME
 from loadmaster.interfaces.cli.batch_render import (
     counts_text,
     finish_time,
@@ -16,12 +16,14 @@ from loadmaster.interfaces.cli.batch_render import (
     job_text,
     jobs_table,
 )
+from loadmaster.interfaces.cli.batch_watch import RunProgress
 from loadmaster.interfaces.cli.options import common_options
-from loadmaster.interfaces.cli.progress import TerminalProgress, bar_line
+from loadmaster.interfaces.cli.progress import bar_line
 from loadmaster.jobs.shelf import Shelf
 from loadmaster.jobs.store import JobStore
-from loadmaster.jobs.types import Counts, Job
+from loadmaster.jobs.types import Counts
 from loadmaster.tasks.batch import jobs as batch_jobs
+from loadmaster.tasks.batch.policy import Window
 
 _WATCH_S = 1.0
 _LISTED_FAILURES = 5
@@ -67,7 +69,7 @@ def status(job: str, watch: bool, as_json: bool, quiet: bool, debug: bool) -> No
         value = {**job_json(found, state, counts), "first_failures": failed}
         click.echo(json.dumps(value, ensure_ascii=False))
         return
-    click.echo(job_text(found, state, counts))
+    click.echo(job_text(found, state, counts, shelf.path(job_id) / LOG_NAME))
     for line in failed:
         click.echo(f"failed: {line['custom_id']}: {_reason(line)}")
 
@@ -84,27 +86,37 @@ def _reason(line: Mapping[str, object]) -> str:
 
 
 def _watch(shelf: Shelf, job_id: str) -> None:
-    """Draw the job's line every second while a process works on it."""
-    progress = TerminalProgress(stream=sys.stderr)
+    """Show the job's line every second while a process works on it."""
+    progress = RunProgress()
     with JobStore(shelf.path(job_id), read_only=True) as store:
         began = (time.monotonic(), store.counts())
+        window = batch_jobs.read_settings(store.job()).policy().window
         while shelf.owner(job_id) is not None:
-            progress.redraw(_watch_line(store.job(), store.counts(), began))
+            progress.show(_watch_line(job_id, store.counts(), began, window))
             time.sleep(_WATCH_S)
     progress.finish()
 
 
-def _watch_line(job: Job, counts: Counts, began: tuple[float, Counts]) -> str:
+def _watch_line(
+    job_id: str, counts: Counts, began: tuple[float, Counts], window: Window | None
+) -> str:
     since, before = began
-    passed = time.monotonic() - since
-    tokens = counts.generated_tokens - before.generated_tokens
+    passed, now = time.monotonic() - since, datetime.now()
+    tokens = _tokens(counts) - _tokens(before)
     ended = before.left - counts.left
     fraction = 1 - counts.left / counts.total if counts.total else 1.0
-    parts = [bar_line(job.job_id, fraction, counts_text(counts), 0.0)]
-    if passed > _WATCH_S and ended:
+    parts = [bar_line(job_id, fraction, counts_text(counts), 0.0)]
+    if window and not window.is_open(now.time()):
+        parts.append(f"waiting for {window}")
+    elif passed > _WATCH_S and ended:
         parts.append(f"{tokens / passed:.0f} tok/s")
-        parts.append(f"until {finish_time(counts.left * passed / ended, datetime.now())}")
+        left_s = counts.left * passed / ended
+        parts.append(f"until {finish_time(left_s, now, window)}")
     return "  ".join(parts)
+
+
+def _tokens(counts: Counts) -> int:
+    return counts.generated_tokens or counts.prompt_tokens  # embeddings generate none
 
 
 @click.command("results")
@@ -146,5 +158,7 @@ def cancel(job: str, as_json: bool, quiet: bool, debug: bool) -> None:
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "job_id": job_id, "was_running": running}))
     elif not quiet:
-        words = "it ends within seconds" if running else "cancelled"
+        with JobStore(shelf.path(job_id), read_only=True) as store:
+            state = store.job().state  # one that is finished stays so
+        words = "it ends within seconds" if running else state
         click.echo(f"{job_id}: {words}", err=True)

@@ -16,7 +16,8 @@ from loadmaster.plan.codec import plan_to_json
 from loadmaster.plan.job_planning import JobPlan
 from loadmaster.plan.simulate import JobPrediction
 from loadmaster.schema import to_json
-from loadmaster.tasks.batch.planning import FileOutline, FilePlan, plan_file
+from loadmaster.tasks.batch.outline import FileOutline
+from loadmaster.tasks.batch.planning import FilePlan, plan_file
 from loadmaster.tasks.planning import PlanOptions
 
 _SHOWN_CONSIDERED = 5
@@ -100,6 +101,8 @@ def file_plan_text(found: FilePlan, now: datetime) -> str:
 
 def _file_line(file: FileOutline) -> str:
     job = file.job
+    if not job.output_tokens:
+        return f"{file.path.name}: {job.n_items} inputs, {job.prompt_tokens} tokens to embed"
     return (
         f"{file.path.name}: {job.n_items} requests, {job.prompt_tokens} prompt tokens of which "
         f"{job.distinct_tokens} are distinct, {job.output_tokens} to generate"
@@ -107,7 +110,7 @@ def _file_line(file: FileOutline) -> str:
 
 
 def _settings_text(made: JobPlan) -> str:
-    engine = made.plan.engine
+    engine = made.plan.llamacpp
     streams = (
         f"weights in RAM go to the GPU from {engine.op_offload_min_batch} tokens a step on"
         if engine.op_offload
@@ -124,7 +127,7 @@ def _settings_text(made: JobPlan) -> str:
 
 
 def _arrangement(made: JobPlan) -> str:
-    engine = made.plan.engine
+    engine = made.plan.llamacpp
     if engine.kv_unified or engine.n_seq_max == 1:
         return "of all sequences together"
     return f"{engine.n_ctx // engine.n_seq_max} for each sequence, which share none"
@@ -138,17 +141,26 @@ def _prediction_text(made: JobPlan, now: datetime) -> str:
     ends = now + timedelta(seconds=predicted.seconds)
     lines = [
         f"predicted: {duration(predicted.seconds)}, so begun now it ends {ends:%a %d %b %H:%M}",
-        f"  {predicted.items_per_hour:.0f} requests per hour, "
-        f"{predicted.generated_tok_s:.1f} tok/s generated; "
-        f"{predicted.prefilled_tokens} tokens to prefill",
+        f"  {_rates_text(predicted)}",
         f"  bound by {_shares(predicted)}; from {basis} bandwidths",
     ]
-    if made.alone is not None and made.speedup is not None:
+    if made.alone is not None and made.speedup is not None and made.speedup > 1:
         lines.append(
             f"  one request at a time: {duration(made.alone.seconds)}, "
             f"{made.speedup:.1f} times as long"
         )
     return "\n".join(lines)
+
+
+def _rates_text(predicted: JobPrediction) -> str:
+    if not predicted.generated_tokens:
+        rate = predicted.prefilled_tokens / predicted.seconds if predicted.seconds else 0.0
+        return f"{predicted.items_per_hour:.0f} inputs per hour, {rate:.1f} tok/s"
+    return (
+        f"{predicted.items_per_hour:.0f} requests per hour, "
+        f"{predicted.generated_tok_s:.1f} tok/s generated; "
+        f"{predicted.prefilled_tokens} tokens to prefill"
+    )
 
 
 def _shares(predicted: JobPrediction) -> str:
@@ -203,6 +215,7 @@ def file_plan_json(found: FilePlan, now: datetime) -> Mapping[str, Any]:
             "lines_tokenized": file.n_sampled,
             "bad_lines": file.n_bad,
             "lengths": file.job.lengths,
+            "embeddings": not made.job.output_tokens,
             "requests": made.job.n_items,
             "prompt_tokens": made.job.prompt_tokens,
             "distinct_tokens": made.job.distinct_tokens,

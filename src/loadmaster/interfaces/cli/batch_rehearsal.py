@@ -11,11 +11,17 @@ from loadmaster.interfaces.cli.progress import duration
 from loadmaster.interfaces.cli.render import table
 from loadmaster.plan.simulate import JobPrediction
 from loadmaster.tasks.batch.opening import OpenJob
+from loadmaster.tasks.batch.policy import Window
 from loadmaster.tasks.batch.progress import RunState
 
 
 def rehearsal_text(
-    state: RunState, n_run: int, n_sequences: int, predicted: JobPrediction | None, now: datetime
+    state: RunState,
+    n_run: int,
+    n_sequences: int,
+    predicted: JobPrediction | None,
+    now: datetime,
+    window: Window | None = None,
 ) -> str:
     """The table of a rehearsal, and what the rest takes at the measured rate."""
     left, left_s = state.counts.left, state.left_s or 0.0
@@ -25,15 +31,16 @@ def rehearsal_text(
         share = left / (left + n_run)
         promised = (
             f"{predicted.items_per_hour:.0f}",
-            f"{predicted.generated_tok_s:.1f}",
+            f"{_promised_rate(predicted):.1f}",
             duration(predicted.seconds * share),
         )
-    names = ("requests per hour", "tok/s generated", f"the other {left} items")
+    made = "tok/s generated" if state.generated_tokens else "tok/s embedded"
+    names = ("requests per hour", made, f"the other {left} items")
     rows = [("", "measured", "predicted"), *zip(names, measured, promised, strict=True)]
     text = table(rows, right=(1, 2))
     if n_run < n_sequences:
         text += f"\n{n_run} items kept {n_run} of {n_sequences} sequences busy: more go faster"
-    return f"{text}\nat the measured rate it ends at {finish_time(left_s, now)}"
+    return f"{text}\nat the measured rate it ends at {finish_time(left_s, now, window)}"
 
 
 def _per_hour(count: int, seconds: float) -> str:
@@ -41,14 +48,21 @@ def _per_hour(count: int, seconds: float) -> str:
 
 
 def _rate(state: RunState) -> float:
-    return state.generated_tokens / state.run_s if state.run_s else 0.0
+    tokens = state.generated_tokens or state.prompt_tokens
+    return tokens / state.run_s if state.run_s else 0.0
+
+
+def _promised_rate(predicted: JobPrediction) -> float:
+    tokens = predicted.generated_tokens or predicted.prefilled_tokens
+    return tokens / predicted.seconds if predicted.seconds else 0.0
 
 
 def goes_on(state: RunState, n_run: int, job: OpenJob, progress: RunProgress, *, yes: bool) -> bool:
     """Show the rehearsal, and ask where there is someone to ask."""
     progress.finish()
     n_sequences = job.model.n_sequences
-    progress.say(rehearsal_text(state, n_run, n_sequences, job.predicted, datetime.now()))
+    now, window = datetime.now(), progress.window
+    progress.say(rehearsal_text(state, n_run, n_sequences, job.predicted, now, window))
     if not state.counts.left or yes:
         return True
     if not sys.stdin.isatty():

@@ -1,14 +1,18 @@
 """Jobs as text and as JSON: tables, progress lines, finish times."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
+from pathlib import Path
 
 from loadmaster.interfaces.cli.progress import bar_line, duration
 from loadmaster.interfaces.cli.render import table
 from loadmaster.jobs.types import Counts, Job
+from loadmaster.tasks.batch.policy import Window
 from loadmaster.tasks.batch.progress import RunState
 
+_STATE_CHARS = 40
 
-def state_line(state: RunState, now: datetime) -> str:
+
+def state_line(state: RunState, now: datetime, window: Window | None = None) -> str:
     """`items ━━━── 45 %  450 done, 2 failed, 548 left  812 tok/s  2 h left, until 03:12`."""
     counts = state.counts
     fraction = 1.0 if not counts.total else (counts.total - counts.left) / counts.total
@@ -18,14 +22,17 @@ def state_line(state: RunState, now: datetime) -> str:
     else:
         parts.append(f"{state.tok_s:.0f} tok/s")
         if state.left_s is not None and counts.left:
-            parts.append(f"{duration(state.left_s)} left, until {finish_time(state.left_s, now)}")
+            ends = finish_time(state.left_s, now, window)
+            parts.append(f"{duration(state.left_s)} left, until {ends}")
     return "  ".join(parts)
 
 
-def finish_time(left_s: float, now: datetime) -> str:
-    """`03:12`, or with the day when it is more than a day off."""
-    done = datetime.fromtimestamp(now.timestamp() + left_s)
-    return f"{done:%H:%M}" if left_s < 86400 else f"{done:%a %H:%M}"
+def finish_time(left_s: float, now: datetime, window: Window | None = None) -> str:
+    """`03:12`, or with the day when that is another; nothing runs outside the window."""
+    done = window.after(now, left_s) if window else now + timedelta(seconds=left_s)
+    if done - now < timedelta(days=1):
+        return f"{done:%H:%M}"
+    return f"{done:%a %H:%M}" if done - now < timedelta(days=6) else f"{done:%a %d %b %H:%M}"
 
 
 def counts_text(counts: Counts) -> str:
@@ -41,15 +48,20 @@ def jobs_table(rows: list[tuple[Job, str, Counts]]) -> str:
         created = datetime.fromtimestamp(job.created_s)
         lines.append(
             (
-                job.job_id, job.model, state, str(counts.done), str(counts.failed),
+                job.job_id, job.model, _cut(state), str(counts.done), str(counts.failed),
                 str(counts.left), f"{created:%Y-%m-%d %H:%M}",
             )
         )  # fmt: skip
     return table(lines, right=(3, 4, 5))
 
 
-def job_text(job: Job, state: str, counts: Counts) -> str:
-    """Everything about one job."""
+def _cut(state: str) -> str:
+    """A state with the beginning of its reason; `status` has all of it."""
+    return state if len(state) <= _STATE_CHARS else f"{state[: _STATE_CHARS - 1]}…"
+
+
+def job_text(job: Job, state: str, counts: Counts, log: Path) -> str:
+    """Everything about one job; `log` has what it said in the background, if it ran there."""
     rows = [
         ("job", job.job_id),
         ("state", state),
@@ -61,6 +73,8 @@ def job_text(job: Job, state: str, counts: Counts) -> str:
         ("generated", f"{counts.generated_tokens} tokens"),
         ("ran for", duration(job.run_s)),
     ]
+    if log.is_file():
+        rows.append(("log", str(log)))
     return table(rows)
 
 

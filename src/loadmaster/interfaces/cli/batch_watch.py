@@ -11,6 +11,7 @@ from datetime import datetime
 from loadmaster.interfaces.cli.batch_render import state_line
 from loadmaster.interfaces.cli.progress import TerminalProgress
 from loadmaster.jobs.types import ItemResult
+from loadmaster.tasks.batch.policy import Window
 from loadmaster.tasks.batch.progress import RunState
 
 _LINE_EVERY_S = 60.0  # where nothing can be drawn again: a log file
@@ -23,11 +24,15 @@ class RunProgress(TerminalProgress):
         super().__init__(quiet=quiet)
         self._said_s = time.monotonic()
         self.last: RunState | None = None
+        self.window: Window | None = None  # in which the job may run
 
     def state(self, state: RunState) -> None:
-        """Draw the line again, or say it when it is time."""
+        """Show how far the run is."""
         self.last = state
-        line = state_line(state, datetime.now())
+        self.show(state_line(state, datetime.now(), self.window))
+
+    def show(self, line: str) -> None:
+        """How far it is, drawn again; where nothing can be, a line a minute."""
         now = time.monotonic()
         if self.is_terminal:
             self.redraw(line)

@@ -13,6 +13,7 @@ class Gate:
         self._closed_s = 0.0  # when it last closed, by the clock that does not jump
         self._at_once = False
         self._window_is_open = True
+        self._withheld: str | None = None
 
     def stop(self, reason: StopReason, *, at_once: bool = False) -> None:
         """The run is to end; the first reason counts. Callable from a signal handler."""
@@ -21,9 +22,17 @@ class Gate:
             self._closed_s = self._clock.monotonic_s()
             self._reason = reason
 
-    def look(self, *, generated_tokens: int, run_s: float, cancel_asked: bool) -> None:
-        """Check the limits and the window."""
+    def look(
+        self,
+        *,
+        generated_tokens: int,
+        run_s: float,
+        cancel_asked: bool,
+        withheld: str | None = None,
+    ) -> None:
+        """Check the limits, the window, and whether others have the model."""
         policy = self._policy
+        self._withheld = withheld
         if cancel_asked:
             self._reason = None  # a cancellation outranks whatever else ends the run
             self.stop("cancelled", at_once=True)
@@ -45,14 +54,14 @@ class Gate:
     @property
     def may_start(self) -> bool:
         """Whether items may start now."""
-        return self._reason is None and self._window_is_open
+        return self._reason is None and self._window_is_open and self._withheld is None
 
     @property
     def waiting(self) -> str | None:
         """What the run waits for; None when it does not."""
-        if self._window_is_open or self._reason is not None:
+        if self._reason is not None:
             return None
-        return f"waiting for {self._policy.window}"
+        return self._withheld if self._window_is_open else f"waiting for {self._policy.window}"
 
     @property
     def drain_is_over(self) -> bool:
@@ -60,4 +69,5 @@ class Gate:
         if self.may_start:
             return False
         late = self._clock.monotonic_s() - self._closed_s > self._policy.drain_s
-        return late or (self._at_once and self._reason is not None)
+        at_once = self._at_once and self._reason is not None
+        return late or at_once or self._withheld is not None

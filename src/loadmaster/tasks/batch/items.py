@@ -28,12 +28,19 @@ _USUAL_OUTPUT_TOKENS = 256
 class BodyCheck:
     """Whether lines can be run by the job's model; it is asked about one after the other."""
 
-    def __init__(self, model_names: Collection[str]) -> None:
+    def __init__(
+        self, model_names: Collection[str] | None = None, endpoint: str | None = None
+    ) -> None:
+        """`model_names`: what lines may call the model; None: whatever they like. `endpoint`: the
+        only one that they may ask; None: any."""
         self._model_names = model_names
+        self._endpoint = endpoint
         self._embeds: bool | None = None  # what the first line wants
 
     def __call__(self, url: str, body: dict[str, Any]) -> None:
         """Raises BadFieldError if not."""
+        if self._endpoint not in (None, url):
+            raise BadFieldError("url", f"`url`: `{url[:80]}`, the batch is for `{self._endpoint}`")
         request = parse_request(url, body)
         self._check_model(request.model)
         check_supported(request)
@@ -46,11 +53,14 @@ class BodyCheck:
             )
 
     def _check_model(self, name: str | None) -> None:
+        if self._model_names is None:
+            return
         if name is None:
             raise BadFieldError("model", "`model`: missing")
         if name not in self._model_names:
             shown = " or ".join(f"`{known}`" for known in sorted(self._model_names)[:3])
-            raise BadFieldError("model", f"`model`: `{name}` is not {shown}")
+            how = "" if self._endpoint else f"; or give `--served-model-name {name[:80]}`"
+            raise BadFieldError("model", f"`model`: `{name[:80]}` is not {shown}{how}")
 
 
 def check_supported(request: OpenAIRequest) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,14 @@ from loadmaster.errors import (
 )
 from loadmaster.jobs.files import check_writable, write_lines
 from loadmaster.jobs.intake import Added, add_lines
-from loadmaster.jobs.lines import read_lines
+from loadmaster.jobs.lines import CheckBody, read_lines
 from loadmaster.jobs.lock import JobLock
 from loadmaster.jobs.shelf import Shelf
 from loadmaster.jobs.store import JobStore
 from loadmaster.jobs.types import Counts, Job, JobState, NewJob
-from loadmaster.model.types import ModelSpec
+from loadmaster.model.checkpoint import AnyModel
 from loadmaster.schema import SchemaError, from_json, to_json
-from loadmaster.tasks.batch.executor import Executor
+from loadmaster.tasks.batch.executor import TICK_S, Executor
 from loadmaster.tasks.batch.items import BodyCheck, order_of
 from loadmaster.tasks.batch.model import BatchModel
 from loadmaster.tasks.batch.policy import BatchSettings, Clock, StopReason
@@ -39,7 +39,7 @@ def open_shelf() -> Shelf:
     return Shelf(user_settings.state_folder() / "jobs")
 
 
-def model_names(model: ModelSpec, argument: str, served: Collection[str]) -> frozenset[str]:
+def model_names(model: AnyModel, argument: str, served: Collection[str]) -> frozenset[str]:
     """What lines may call a model: as it was typed, its file, its own name, and `served` names."""
     path = model.path
     return frozenset({argument, path.name, path.stem, model.name, *served})
@@ -57,8 +57,9 @@ def submit(
     output_path: Path | None = None,
     error_path: Path | None = None,
     job_id: str | None = None,
+    check: CheckBody | None = None,
 ) -> str:
-    """Check a whole file and make a job of it; its id.
+    """Check a whole file and make a job of it; its id. `check` is in place of the usual one.
 
     Raises:
         BadInputError: lines cannot be run, each by its number.
@@ -73,7 +74,8 @@ def submit(
         output_path=output_path and output_path.absolute(),
         error_path=error_path and error_path.absolute(),
     )
-    shelf.create(job, read_lines(input_path, BodyCheck(model_names=names)), order_of)
+    check = check or BodyCheck(model_names=names)
+    shelf.create(job, read_lines(input_path, check), order_of)
     return job.job_id
 
 
@@ -117,6 +119,21 @@ def compare_with_file(
         added = add_lines(folder, lines, order_of, input_path)
         store.set_settings(json.dumps(to_json(settings)), error_path and error_path.absolute())
     return added
+
+
+def change_settings(
+    shelf: Shelf, job_id: str, change: Callable[[BatchSettings], BatchSettings]
+) -> None:
+    """Replace what a job is to be run with, for this run and those to come.
+
+    Raises:
+        BusyError: a process works on the job.
+    """
+    folder = shelf.path(job_id)
+    with JobStore(folder) as store, JobLock(folder):
+        settings = read_settings(store.job())
+        if (changed := change(settings)) != settings:
+            store.set_settings(json.dumps(to_json(changed)), None)
 
 
 def check_same_model(begun_with: str, now: str) -> None:
@@ -191,6 +208,21 @@ class Run:
         if self._stop_asked is not None:
             self.executor.stop(self._stop_asked[0], at_once=self._stop_asked[1])
         return self.executor
+
+    def wait_for_window(self, watcher: Watcher, clock: Clock | None = None) -> StopReason | None:
+        """Wait until the job's window is open, before its model is planned and takes memory; why
+        the run ends instead, if it does."""
+        clock, window = clock or Clock(), self.settings.policy().window
+        if window is None or window.is_open(clock.time_of_day()):
+            return None
+        watcher.say(f"waiting for {window}")
+        while not window.is_open(clock.time_of_day()):
+            if self.store.cancel_asked():
+                return "cancelled"
+            if self._stop_asked is not None:
+                return self._stop_asked[0]
+            clock.sleep(TICK_S)
+        return None
 
     def stop(self, *, at_once: bool = False) -> None:
         """End the run; callable from a signal handler, also before there is an executor."""
@@ -284,7 +316,8 @@ def cancel(shelf: Shelf, job_id: str) -> bool:
     with JobStore(folder) as store:
         try:
             with JobLock(folder):
-                store.set_state("cancelled")
+                if store.job().state != "finished":
+                    store.set_state("cancelled")
                 return False
         except BusyError:
             store.ask_to_cancel()

@@ -1,6 +1,7 @@
 """The model of a running job: what the executor asks of it, and the open session behind that."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from loadmaster.engine.exchange import Sink
@@ -14,14 +15,37 @@ Messages = tuple[ChatMessage, ...]
 Vectors = list[list[float]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How much of a job may be with the engine at once."""
+
+    most_ahead: int  # requests beside those that run, for the scheduler to choose from
+    chunk_items: int  # made ready in one call of the tokenizer
+    chunk_cost: int  # tokens of such a chunk, roughly: of very long prompts it has fewer
+    embed_inputs: int  # of one call
+    embed_calls: int  # one under way, the others behind it
+
+
+ALONE = Pace(most_ahead=32, chunk_items=32, chunk_cost=1 << 18, embed_inputs=64, embed_calls=2)
+# Beside people, who wait while the worker tokenizes or embeds: little at a time.
+SHARED = Pace(most_ahead=2, chunk_items=8, chunk_cost=1 << 13, embed_inputs=8, embed_calls=1)
+
+
 class BatchModel(Protocol):
     """A model that can be opened, lost, and opened again."""
 
     name: str  # as answers have it
+    pace: Pace
+
+    @property
+    def withheld(self) -> str | None:
+        """Why the job may not have the model now; None while it may. What is in flight is given up
+        then, and the model closed."""
 
     @property
     def n_ctx(self) -> int:
-        """Tokens of one request, prompt and answer."""
+        """Tokens of one request, prompt and answer; of a model that was opened for embeddings,
+        tokens of one input."""
 
     @property
     def n_vocab(self) -> int:
@@ -76,6 +100,9 @@ class BatchModel(Protocol):
 class OpenedModel:
     """A `BatchModel` on an open session."""
 
+    pace = ALONE
+    withheld = None
+
     def __init__(
         self, opened: Opened, name: str, progress: Progress, *, most_n_ctx: int | None = None
     ) -> None:
@@ -87,7 +114,8 @@ class OpenedModel:
 
     @property
     def n_ctx(self) -> int:
-        n_ctx = self.opened.session.n_ctx
+        session = self.opened.session
+        n_ctx = session.loaded.n_embed_max or session.n_ctx
         return n_ctx if self._most_n_ctx is None else min(n_ctx, self._most_n_ctx)
 
     @property

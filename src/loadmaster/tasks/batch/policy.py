@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from datetime import time as DayTime
 from typing import Literal
 
@@ -17,7 +17,7 @@ _UNIT_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 # Why a run ended. All but `finished` and `cancelled` leave a job that `resume` goes on with.
 StopReason = Literal[
-    "finished", "cancelled", "interrupted", "token limit", "time limit", "rehearsed"
+    "finished", "cancelled", "expired", "interrupted", "token limit", "time limit", "rehearsed"
 ]
 
 
@@ -34,8 +34,25 @@ class Window:
             return self.opens <= now < self.closes
         return now >= self.opens or now < self.closes
 
+    def after(self, now: datetime, seconds: float) -> datetime:
+        """When the window will have been open for so many seconds."""
+        while True:
+            if self.is_open(now.time()):
+                closes = _next(now, self.closes)
+                left = (closes - now).total_seconds()
+                if seconds <= left:
+                    return now + timedelta(seconds=seconds)
+                seconds, now = seconds - left, closes
+            now = _next(now, self.opens)
+
     def __str__(self) -> str:
         return f"{self.opens:%H:%M}-{self.closes:%H:%M}"
+
+
+def _next(now: datetime, at: DayTime) -> datetime:
+    """The next time that it is so late."""
+    found = datetime.combine(now.date(), at, tzinfo=now.tzinfo)
+    return found if found > now else found + timedelta(days=1)
 
 
 def parse_window(text: str) -> Window:

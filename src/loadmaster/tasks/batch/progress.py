@@ -18,7 +18,7 @@ class RunState:
     in_flight: int
     prompt_tokens: int
     generated_tokens: int
-    tok_s: float  # generated, in the last minute
+    tok_s: float  # generated, or of inputs embedded, in the last minute
     run_s: float  # without what was spent waiting for a window
     left_s: float | None  # to go, at the rate so far; None before there is one
     waiting: str | None  # why nothing runs now
@@ -114,8 +114,9 @@ class Tally:
         )
 
     def _rate(self, now: float) -> float:
-        self._samples.append((now, self.generated_tokens))
+        tokens = self.generated_tokens or self.prompt_tokens  # embeddings generate none
+        self._samples.append((now, tokens))
         while len(self._samples) > 2 and now - self._samples[0][0] > _RATE_SPAN_S:
             self._samples.popleft()
         since, before = self._samples[0]
-        return (self.generated_tokens - before) / (now - since) if now > since else 0.0
+        return (tokens - before) / (now - since) if now > since else 0.0

@@ -22,9 +22,6 @@ from loadmaster.tasks.api.openai_requests import (
 from loadmaster.tasks.batch.items import Ready, Refused
 from loadmaster.tasks.batch.model import BatchModel
 
-CHUNK_ITEMS = 32
-CHUNK_COST = 1 << 18  # tokens, roughly: a chunk of very long prompts has fewer items
-
 
 class Supply:
     """Items on their way from the store to the engine. One thread calls it."""
@@ -102,8 +99,10 @@ class Supply:
 
     def _next_chunk(self) -> list[Item]:
         chunk: list[Item] = []
-        cost = 0
-        while len(chunk) < CHUNK_ITEMS and cost < CHUNK_COST and (item := self._next_item()):
+        cost, pace = 0, self._model.pace
+        while (
+            len(chunk) < pace.chunk_items and cost < pace.chunk_cost and (item := self._next_item())
+        ):
             chunk.append(item)
             cost += item.cost
         return chunk
@@ -201,19 +200,22 @@ def _ready(
     prompts = tuple(tokens[slot] if isinstance(slot, int) else slot for slot in slots)
     try:
         for prompt in prompts:
-            _check(prompt, model)
+            _check(prompt, model, answers=not isinstance(request, EmbeddingRequest))
     except LoadmasterError as error:
         return Refused(item=item, error=error)
     return Ready(item=item, request=request, prompts=prompts, alone=item.deaths > 0)
 
 
-def _check(prompt: tuple[int, ...], model: BatchModel) -> None:
+def _check(prompt: tuple[int, ...], model: BatchModel, *, answers: bool) -> None:
     n_prompt, n_ctx = len(prompt), model.n_ctx
     if n_prompt == 0:
         raise BadFieldError("prompt", "the prompt has no tokens")
-    if n_prompt >= n_ctx:
+    if n_prompt + answers > n_ctx:  # an answer has a token at least
+        words = f"n_ctx is {n_ctx} for prompt and answer together" if answers else (
+            f"an embedding takes {n_ctx} at most"
+        )  # fmt: skip
         raise ContextLengthError(
-            f"the prompt has {n_prompt} tokens, n_ctx is {n_ctx} for prompt and answer together",
+            f"the prompt has {n_prompt} tokens, {words}",
             hint="shorten it, or run the job with a larger `--ctx`",
             numbers={"n_prompt": n_prompt, "n_ctx": n_ctx},
         )
