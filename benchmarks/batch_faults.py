@@ -34,6 +34,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.job_parts import FakeModel, completion, new_check, write
 from loadmaster.engine.backends.fake import ANSWER
 from loadmaster.errors import EngineError
 from loadmaster.jobs.lines import read_lines
@@ -47,7 +48,6 @@ from loadmaster.tasks.batch.opening import open_for_job
 from loadmaster.tasks.batch.policy import BatchSettings, Clock
 from loadmaster.tasks.batch.progress import Unwatched
 from loadmaster.tasks.progress import Silent
-from tests.batch_parts import FakeModel, completion, new_check, write
 
 JOB = "job"
 TOKENS = 12

@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import io_faults
+from benchmarks.job_parts import completion, new_check, write
 from loadmaster.errors import LoadmasterError
 from loadmaster.jobs import database
 from loadmaster.jobs.intake import create_job
@@ -39,7 +40,6 @@ from loadmaster.jobs.store import JobStore
 from loadmaster.jobs.types import ItemResult, NewJob
 from loadmaster.tasks.batch.items import order_of
 from loadmaster.tasks.batch.jobs import write_results
-from tests.batch_parts import completion, new_check, write
 
 JOB = "job"
 N_ITEMS = 12

@@ -68,7 +68,7 @@ class Row:
 
     def cells(self) -> Sequence[str]:
         """As the page has it."""
-        engine, predicted = self.made.plan.engine, self.made.predicted
+        engine, predicted = self.made.plan.llamacpp, self.made.predicted
         gpus = [device for device in self.made.plan.devices if device.id != CPU]
         weights = sum(device.of("model") for device in gpus)
         cache = sum(device.of("kv") for device in gpus)

@@ -259,11 +259,11 @@ def _timed(
     deepest = max((*case.depths, PROMPT_TOKENS))
     for n_ctx, n_seq_max, ask in ((deepest + N_STEPS, 1, _one), (256, max(SEQUENCES), _many)):
         plan = _plan(model, machine, arguments.threads, n_ctx, n_seq_max)
-        assert isinstance(plan.engine, EngineSettings)
+        assert isinstance(plan.llamacpp, EngineSettings)
         with Engine.start(build) as engine:
             load_plan(engine, plan)
             timings = tuple(ask(case, engine, quiet))
-        yield Timed(model=model, settings=plan.engine, timings=timings)
+        yield Timed(model=model, settings=plan.llamacpp, timings=timings)
     if path.stat().st_size > KEEP_BYTES and not arguments.keep:
         path.unlink()
 

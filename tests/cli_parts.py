@@ -253,6 +253,12 @@ class ScriptedEngine:
     def cancel(self, request_id: str) -> None:
         self.cancelled.append(request_id)
 
+    def limit_steps(self, deadline_s: float) -> None:
+        self.step_deadline_s = deadline_s
+
+    def give_up(self, error: LoadmasterError) -> None:
+        self.failure = error
+
     def log_tail(self) -> tuple[str, ...]:
         return ("ggml: out of words",)
 

@@ -28,6 +28,14 @@ def demo_model() -> Path:
     return Path(str(files("loadmaster") / "data" / "demo.gguf"))
 
 
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny safetensors model with random weights."""
+    from tests.hf_parts import write_llama
+
+    return write_llama(tmp_path_factory.mktemp("checkpoint"))
+
+
 @pytest.fixture
 def stand_in_gpu() -> Callable[..., VirtualDevice]:
     """Make a GPU of any size that exists in the worker alone and enforces its limit."""

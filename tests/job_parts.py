@@ -31,7 +31,7 @@ def toy_setting(
     plan = plan_toy(model, machine, workload=Workload(n_ctx=512))
     assert isinstance(plan, Plan)
     settings = replace(
-        plan.engine, n_seq_max=n_seq_max, n_ctx=n_ctx, kv_unified=n_seq_max > 1, n_ubatch=128,
+        plan.llamacpp, n_seq_max=n_seq_max, n_ctx=n_ctx, kv_unified=n_seq_max > 1, n_ubatch=128,
         **changes,
     )  # fmt: skip
     found = forecast(machine, model, settings)

@@ -1,11 +1,13 @@
 """A real server process for tests, and the events it tells."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +20,18 @@ import gguf
 from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
 from loadmaster.tasks.planning import demo_model
+
+TOOL_TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}\n{% endif %}"
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+)
+
+
+def collect_clients() -> None:
+    """Have clients that were not closed end their connections, without a word."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 def changed_demo(path: Path, metadata: Mapping[str, str | int]) -> Path:
@@ -98,7 +112,7 @@ def serving(*words: str, home: Path, fake: dict[str, Any] | None = None) -> Iter
     command = [
         sys.executable, "-m", "loadmaster", "serve", *words, "--port", "0", "--json", *backend,
     ]  # fmt: skip
-    environment = {**os.environ}
+    environment = {**os.environ, "XDG_STATE_HOME": str(home / "state")}  # its jobs are no user's
     if fake is not None:
         environment["LOADMASTER_HOME"] = str(home)
     process = subprocess.Popen(

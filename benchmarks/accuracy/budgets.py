@@ -128,7 +128,7 @@ def _workload_settings(sizing: SizingEngine, model: ModelSpec, job: Job) -> Engi
     """The engine settings of the workload, as a plan with all the room has them."""
     plan = plan_with(sizing, stand_in_machine([64 << 30]), model, job.workload, job.knobs)
     assert isinstance(plan, Plan)
-    return plan.engine
+    return plan.llamacpp
 
 
 def _one(
@@ -145,12 +145,12 @@ def _one(
     used = next((device for device in plan.devices if device.id == DEVICE), None)
     model_bytes = used.of("model") if used else 0
     optima = [optimiser.most(budget, [count]) for count in range(model.n_layer + 2)]
-    own_s = _turn_s(machine, model, plan.engine, job)
+    own_s = _turn_s(machine, model, plan.llamacpp, job)
     fastest_s = min(
         _turn_s(machine, model, one.settings, job) for one in optima if one.settings is not None
     )
-    same = optima[plan.engine.n_gpu_layers]
-    same_s = _turn_s(machine, model, same.settings or plan.engine, job)
+    same = optima[plan.llamacpp.n_gpu_layers]
+    same_s = _turn_s(machine, model, same.settings or plan.llamacpp, job)
     most = max(optima, key=lambda one: one.best_bytes)
     peak, denied, error = 0, False, 0
     try:
@@ -163,12 +163,12 @@ def _one(
     return Result(
         name=job.path.stem,
         budget_bytes=budget,
-        n_gpu_layers=plan.engine.n_gpu_layers,
+        n_gpu_layers=plan.llamacpp.n_gpu_layers,
         model_bytes=model_bytes,
         most_bytes=max(same.best_bytes if same_s < own_s else 0, model_bytes),
         most_any_bytes=max(most.best_bytes, model_bytes),
         turn_ratio=own_s / min(own_s, fastest_s),
-        any_turn_ratio=_turn_s(machine, model, most.settings or plan.engine, job) / own_s,
+        any_turn_ratio=_turn_s(machine, model, most.settings or plan.llamacpp, job) / own_s,
         open_bounds=sum(one.best_bytes < one.bound_bytes for one in (same, most)),
         beaten=same.best_bytes < model_bytes,
         over_budget=peak > budget,

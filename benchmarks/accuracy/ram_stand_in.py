@@ -67,7 +67,7 @@ def _open(plan: Plan, machine: Machine) -> None:
     request = LoadRequest(
         model_path=model.path,
         model_stamp=plan.model_stamp,
-        settings=plan.engine,
+        settings=plan.llamacpp,
         ram_cap_bytes=None,
     )
     with (

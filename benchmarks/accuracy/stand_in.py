@@ -170,10 +170,10 @@ def try_plan(
     request = LoadRequest(
         model_path=Path(plan.model_files[0]),
         model_stamp=plan.model_stamp,
-        settings=plan.engine,
+        settings=plan.llamacpp,
         ram_cap_bytes=None,
     )
-    min_batch = plan.engine.op_offload_min_batch
+    min_batch = plan.llamacpp.op_offload_min_batch
     with Engine.start(build, devices=devices, min_batch=min_batch) as engine:
         loaded = engine.load(request, files=[Path(path) for path in plan.model_files])
         before = engine.memory()
@@ -185,7 +185,7 @@ def try_plan(
 
 def generate_some(engine: Engine, plan: Plan, loaded: LoadedModel) -> int:
     """Prefill a full n_ubatch and decode a few tokens; the number of these."""
-    n_prompt = max(1, min(plan.engine.n_ubatch, loaded.n_ctx_seq - N_DECODED - 1))
+    n_prompt = max(1, min(plan.llamacpp.n_ubatch, loaded.n_ctx_seq - N_DECODED - 1))
     prompt = tuple(3 + i % max(1, min(250, loaded.n_vocab - 8)) for i in range(n_prompt))
     request = GenerateRequest(
         request_id="trial",
@@ -206,7 +206,7 @@ def buffer_error_bytes(plan: Plan, report: MemoryReport) -> int:
     span of the file from the first to the last of them.
     """
     planned = {device.id: device for device in plan.devices}
-    mapped = plan.engine.load_mode != "none"
+    mapped = plan.llamacpp.load_mode != "none"
     error = 0
     for row in report.buffers:
         device = planned.get(row.device)

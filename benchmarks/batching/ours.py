@@ -64,7 +64,7 @@ class Setup:
     def ram_bytes(self) -> Bytes:
         """The plan's total for the host: the worker's hard cap. A stand-in's memory is there."""
         stand_ins = sum(it.planned_bytes for it in self.devices if it.id != CPU)
-        host = next(it.planned_bytes for it in self.devices if it.id == CPU)
+        host = next(it.needed_bytes for it in self.devices if it.id == CPU)
         return Bytes(host + stand_ins + STATE_BYTES)
 
     def command(self) -> str:
@@ -124,7 +124,7 @@ def on_stand_in(build: EngineBuild, path: Path, job: Job, n_threads: int, n_seq_
     return Setup(
         build=build,
         model=model,
-        settings=plan.engine,
+        settings=plan.llamacpp,
         devices=plan.devices,
         virtual=devices_of(machine),
     )

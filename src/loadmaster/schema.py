@@ -41,7 +41,7 @@ def from_json(cls: type[T], value: object) -> T:
     Raises:
         SchemaError: the value has another shape.
     """
-    decoded: T = _decoder(typing.cast(Any, cls))(value, cls.__name__)
+    decoded: T = _decoder(typing.cast(Any, cls))(value, getattr(cls, "__name__", "value"))
     return decoded
 
 

@@ -8,18 +8,22 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from loadmaster.interfaces.cli import main
 from loadmaster.jobs.lock import JobLock
+from loadmaster.jobs.store import JobStore
 from loadmaster.tasks.batch import jobs as batch_jobs
+from loadmaster.tasks.batch.policy import Clock
 from loadmaster.tasks.planning import demo_model
-from tests.batch_parts import chat, completion, write
+from tests.batch_parts import Seen, chat, completion, write
 
 Run = Callable[..., tuple[int, str, str]]
-FAKE = ("-m", "demo", "--backend", "fake", "-np", "4")
+FAKE_MODEL = ("-m", "demo", "--backend", "fake")
+FAKE = (*FAKE_MODEL, "-np", "4")
 
 
 def demo(line: dict[str, object]) -> dict[str, object]:
@@ -82,7 +86,7 @@ def test_failed_items_are_beside_the_answers_and_in_the_exit_code(run: Run) -> N
     assert "failed: bad: token 999999" in out
     code, _, err = run("retry", "run")
     assert code == 8
-    assert "1 failed items to run again" in err
+    assert "items to run again: 1" in err
 
 
 def test_bad_lines_are_listed_and_nothing_is_run(run: Run) -> None:
@@ -165,6 +169,71 @@ def test_a_cancelled_job_can_be_resumed(run: Run, requests: Path) -> None:
     assert len(run("results", job_id)[1].splitlines()) == 12
 
 
+def embedding(custom_id: str, text: object) -> dict[str, object]:
+    body = {"model": "demo", "input": text}
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/embeddings", "body": body}
+
+
+def test_embeddings_are_run_by_a_model_that_is_opened_for_them(run: Run) -> None:
+    write(Path("in.jsonl"), [embedding(f"e{i}", f"text {i} " * (i + 1)) for i in range(20)])
+    code, _, err = run(
+        "run", "-i", "in.jsonl", "-o", "out.jsonl", "-m", "demo", "--backend", "fake"
+    )
+    assert code == 0
+    assert "20 done, 0 left" in err
+    vectors = [body["data"][0]["embedding"] for body in output().values()]  # type: ignore[index]
+    assert len(vectors) == 20
+    assert len(set(map(tuple, vectors))) > 1
+    assert "of them shared" in run("status", "run")[1]
+
+
+def test_an_input_that_is_too_long_to_embed_fails_alone(run: Run) -> None:
+    write(Path("in.jsonl"), [embedding("long", "a" * 5000), embedding("fits", "abc")])
+    code, _, _ = run("run", "-i", "in.jsonl", "-o", "out.jsonl", *FAKE_MODEL)
+    assert code == 8
+    assert list(output()) == ["fits"]
+    [failed] = map(json.loads, Path("out.errors.jsonl").read_text().splitlines())
+    error = failed["response"]["body"]["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert error["numbers"] == {"n_prompt": 5000, "n_ctx": 2048}
+
+
+def test_a_file_that_mixes_embeddings_with_chats_is_refused(run: Run) -> None:
+    write(Path("in.jsonl"), [demo(chat("c")), embedding("e", "abc")])
+    code, _, err = run("run", "-i", "in.jsonl", "-o", "out.jsonl", *FAKE)
+    assert code == 2
+    assert "line 2: `url`: a job either generates or embeds" in err
+
+
+def test_a_finished_job_cannot_be_cancelled(run: Run, requests: Path) -> None:
+    run("run", "-i", "in.jsonl", "-o", "out.jsonl", *FAKE)
+    code, _, err = run("cancel", "run")
+    assert code == 0
+    assert "finished" in err
+    assert json.loads(run("status", "run", "--json")[1])["state"] == "finished"
+
+
+def test_before_its_window_a_job_has_no_model(run: Run, requests: Path) -> None:
+    """It is planned and loaded when the window opens: by then more may be free, or less."""
+    run("submit", "in.jsonl", "--hold", "--window", "22:00-07:00", *FAKE)
+    shelf = batch_jobs.open_shelf()
+    [job_id] = shelf.ids()
+    now, said = datetime(2026, 3, 1, 21, 59, 59).timestamp(), Seen()
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    clock = Clock(wall_s=lambda: now, sleep=sleep)
+    with batch_jobs.Run(shelf, job_id) as work:
+        assert work.wait_for_window(said, clock) is None
+        assert datetime.fromtimestamp(now).hour == 22
+        assert said.lines == ["waiting for 22:00-07:00"]
+        now -= 3600
+        work.store.ask_to_cancel()
+        assert work.wait_for_window(said, clock) == "cancelled"
+
+
 def test_a_second_process_is_refused(run: Run, requests: Path) -> None:
     job_id = run("submit", "in.jsonl", "--hold", *FAKE)[1].strip()
     with JobLock(batch_jobs.open_shelf().path(job_id)):
@@ -181,6 +250,23 @@ def test_limits_stop_a_run_and_resume_goes_on(run: Run, requests: Path) -> None:
     while run(*words)[0] == 0 and len(output()) < 12:
         pass
     assert len(output()) == 12
+
+
+def test_a_stopped_job_goes_on_in_the_background(run: Run, requests: Path) -> None:
+    run("run", "-i", "in.jsonl", "-o", "out.jsonl", "--max-total-tokens", "1", *FAKE)
+    limits = ("--max-total-tokens", "1000", "--retries", "5")
+    code, out, err = run("resume", "run", "--background", *limits)
+    job_id = out.strip()
+    assert code == 0
+    assert f"status {job_id} --watch" in err
+    code, out, _ = run("status", job_id, "--watch")
+    assert "12 done" in out
+    assert "log.txt" in out
+    shelf = batch_jobs.open_shelf()
+    with JobStore(shelf.path(job_id), read_only=True) as store:
+        kept = batch_jobs.read_settings(store.job())
+    assert (kept.max_tokens, kept.retries) == (1000, 5), "limits stay for runs to come"
+    assert run("resume", "run", "--background", "--rehearse", "2")[0] == 2
 
 
 def test_a_rehearsal_asks_and_without_an_answer_stops(run: Run, requests: Path) -> None:
@@ -215,9 +301,8 @@ def test_a_job_in_the_background_outlives_its_command(run: Run, requests: Path) 
     job_id = out.strip()
     assert code == 0
     assert "--watch" in err
-    code, out, _ = run("status", job_id, "--watch")
-    while "12 done" not in out:  # until its process has taken the job
-        code, out, _ = run("status", job_id, "--watch")
+    code, out, _ = run("status", job_id, "--watch")  # its process has the job by now
+    assert "12 done" in out
     shelf = batch_jobs.open_shelf()
     while shelf.owner(job_id) is not None:
         os.sched_yield()

@@ -79,11 +79,24 @@ def test_ps_and_stop_talk_to_the_server(server: Running) -> None:
     shown = run("ps", "--url", server.url)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.splitlines()[0].split()[:2] == ["NAME", "STATE"]
-    assert any(line.split()[:2] == ["one", "ready"] for line in shown.stdout.splitlines())
+    assert any(
+        line.split()[:2] == ["one", "ready"] and "× 256 " in line
+        for line in shown.stdout.splitlines()
+    )
     stopped = run("stop", "one", "--url", server.url, "--json")
     assert json.loads(stopped.stdout) == {"schema_version": 1, "model": "one", "was_loaded": True}
     assert "one" not in loaded(server)
     assert run("stop", "nine", "--url", server.url).returncode == 4
+
+
+def test_launch_asks_the_server_for_its_models(server: Running) -> None:
+    words = ("--port", str(server.port), "--json")
+    value = json.loads(run("launch", "continue", "--autocomplete", "two", *words).stdout)
+    assert value["text"].count("contextLength: 256") == 2
+    assert f"apiBase: {server.url}/v1/" in value["text"]
+    refused = run("launch", "opencode", "-m", "tow", *words)
+    assert refused.returncode == 4
+    assert "`two`" in refused.stderr + refused.stdout
 
 
 def test_ps_without_a_server_says_how_to_start_one() -> None:

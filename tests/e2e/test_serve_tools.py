@@ -7,12 +7,8 @@ import pytest
 from anthropic import Anthropic
 from openai import OpenAI
 
-from tests.serve_parts import Running, changed_demo, serving
+from tests.serve_parts import TOOL_TEMPLATE, Running, changed_demo, serving
 
-TEMPLATE = (
-    "{% if tools %}{{ tools | tojson }}\n{% endif %}"
-    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
-)
 ANSWER = (
     "<think>\nI ask.\n</think>\n\nOne moment.\n"
     '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call>'
@@ -25,8 +21,8 @@ ASK: Any = [{"role": "user", "content": "Rain in Bonn?"}]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     home = tmp_path_factory.mktemp("home")
-    model = changed_demo(home / "tools.gguf", {"tokenizer.chat_template": TEMPLATE})
-    fake = {"answer": ANSWER, "eog_after": len(ANSWER)}
+    model = changed_demo(home / "tools.gguf", {"tokenizer.chat_template": TOOL_TEMPLATE})
+    fake = {"answer": ANSWER, "eog_after": len(ANSWER), "tok_s": 200}
     ranker = changed_demo(home / "ranker.gguf", {"llama.pooling_type": 4})
     words = (f"tools={model}", "plain=demo", f"ranker={ranker}", "--ctx", "512")
     with serving(*words, home=home, fake=fake) as running:
@@ -55,7 +51,9 @@ def test_a_streamed_call_has_its_name_once(client: OpenAI) -> None:
     chunks = client.chat.completions.create(
         model="tools", messages=ASK, tools=TOOLS, temperature=0, stream=True
     )
-    names, arguments, reasons = [], "", []
+    names: list[str] = []
+    arguments: list[str] = []
+    reasons = []
     for chunk in chunks:
         (choice,) = chunk.choices
         reasons.append(choice.finish_reason)
@@ -63,9 +61,10 @@ def test_a_streamed_call_has_its_name_once(client: OpenAI) -> None:
             assert call.index == 0
             assert call.function
             names += [call.function.name] if call.function.name else []
-            arguments += call.function.arguments or ""
+            arguments += [call.function.arguments] if call.function.arguments else []
     assert names == ["weather"]
-    assert arguments == '{"city": "Bonn"}'
+    assert "".join(arguments) == '{"city": "Bonn"}'
+    assert len(arguments) > 1  # as they were written, and not at the end
     assert reasons[-1] == "tool_calls"
 
 
@@ -77,6 +76,36 @@ def test_a_call_cut_by_max_tokens_is_text(client: OpenAI) -> None:
     assert choice.finish_reason == "length"
     assert choice.message.tool_calls is None
     assert "<tool_call>" in (choice.message.content or "")
+
+
+def test_a_streamed_call_cut_by_max_tokens_says_so_in_every_form(
+    client: OpenAI, claude: Anthropic
+) -> None:
+    """What was told of the call stays, and the end says that it is not whole."""
+    cut: Any = {"temperature": 0, "stream": True}
+    n = len(ANSWER) - len('nn"}}\n</tool_call>')
+    chunks = list(
+        client.chat.completions.create(
+            model="tools", messages=ASK, tools=TOOLS, max_tokens=n, **cut
+        )
+    )
+    calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+    told = "".join((call.function.arguments or "") if call.function else "" for call in calls)
+    assert told == '{"city": "Bo'
+    assert chunks[-1].choices[0].finish_reason == "length"
+    tools: Any = [{"type": "function", "name": "weather", "parameters": PARAMETERS}]
+    *_, last = client.responses.create(
+        model="tools", input="Rain in Bonn?", tools=tools, max_output_tokens=n, **cut
+    )
+    assert last.type == "response.incomplete"
+    call = last.response.output[-1]
+    assert call.type == "function_call"
+    assert (call.arguments, call.status) == ('{"city": "Bo', "incomplete")
+    fields: Any = {"tools": [{"name": "weather", "input_schema": PARAMETERS}], "messages": ASK}
+    with claude.messages.stream(
+        model="tools", max_tokens=n, extra_body={"temperature": 0}, **fields
+    ) as stream:
+        assert stream.get_final_message().stop_reason == "max_tokens"
 
 
 def test_a_template_without_tools_refuses_them(client: OpenAI) -> None:

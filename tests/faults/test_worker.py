@@ -91,6 +91,39 @@ def test_an_engine_error_ends_the_worker(fake: Start) -> None:
         engine.tokenize("x")
 
 
+def test_an_engine_error_of_an_embedding_ends_the_worker(
+    engine_build: EngineBuild, model: Path
+) -> None:
+    fault = {"fault": {"kind": "raise", "at_step": 1}}
+    with Engine.start(engine_build, backend="fake", options=fault) as engine:
+        engine.load(load_request(model, settings(pooling="mean")))
+        with pytest.raises(UsageError):  # of the request, not of the engine
+            engine.embed([[10**6]])
+        assert engine.failure is None
+        with pytest.raises(EngineError, match="failed a step"):
+            engine.embed([[1, 2]])
+        assert engine.failure is not None
+        assert is_gone(engine.pid)
+
+
+def test_a_worker_that_is_given_up_is_killed_and_everyone_told(fake: Start) -> None:
+    engine = fake(step_s={"at_step": 1, "seconds": 60.0})
+    events = engine.generate(request("r", [1], None))
+    engine.give_up(EngineStalledError("it has not decoded one token"))
+    *_, end = events
+    assert isinstance(end, DoneEvent)
+    assert end.error == "it has not decoded one token"
+    assert is_gone(engine.pid)
+
+
+def test_a_deadline_for_steps_can_be_set_later(fake: Start) -> None:
+    engine = fake(step_s={"at_step": 1, "seconds": 60.0})
+    engine.limit_steps(0.6)
+    last(engine)
+    assert isinstance(engine.failure, EngineStalledError)
+    assert "its deadline is 1 s" in engine.failure.message
+
+
 def test_garbage_from_a_worker_ends_it(fake: Start) -> None:
     engine = fake(fault={"kind": "garbage", "at_step": 2})
     end = last(engine)

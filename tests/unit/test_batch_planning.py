@@ -16,9 +16,10 @@ from loadmaster.machine.profiles import __file__ as profiles_module
 from loadmaster.model.source import read_model
 from loadmaster.model.types import ModelSpec
 from loadmaster.plan.codec import plan_from_json
-from loadmaster.plan.types import Knobs
-from loadmaster.tasks.batch import planning as batch_planning
-from loadmaster.tasks.batch.planning import FileOutline, plan_file, read_outline
+from loadmaster.plan.types import Knobs, Workload
+from loadmaster.tasks.batch import outline as batch_outline
+from loadmaster.tasks.batch.outline import FileOutline, read_outline
+from loadmaster.tasks.batch.planning import plan_file
 from loadmaster.tasks.opening import find_engine
 from loadmaster.tasks.planning import PlanOptions, PlanRefusedError, demo_model
 
@@ -84,12 +85,13 @@ def test_without_a_vocabulary_characters_are_counted(tmp_path: Path, model: Mode
 def test_a_long_file_is_sampled_in_blocks(
     tmp_path: Path, model: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_planning, "SAMPLE_LINES", 64)
-    bodies = [chat(f"question {i:04}") for i in range(1000)]
+    monkeypatch.setattr(batch_outline, "SAMPLE_LINES", 64)
+    bodies = [chat(f"question {i:04}" + "!" * (900 if i == 77 else 0)) for i in range(1000)]
     path = write(tmp_path / "in.jsonl", bodies)
     file = outline(path, model)
     assert file.n_lines == 1000
-    assert 48 <= file.n_sampled <= 64
+    assert 48 <= file.n_sampled <= 65
+    assert file.job.longest > 900, "the longest line is always looked at"
     assert file.job.lengths == "sample"
     assert file.job.n_items == pytest.approx(1000, rel=0.02)
     assert file.job.prefix_tokens < 2 * len(SYSTEM) + 200, "one prefix, however many items"
@@ -110,11 +112,55 @@ def test_files_without_a_line_to_run_are_refused(tmp_path: Path, model: ModelSpe
     empty.write_text("\n")
     with pytest.raises(UsageError, match="has no lines"):
         outline(empty, model)
-    vectors = write(
-        tmp_path / "vectors.jsonl", [{"model": "demo", "input": "abc"}], "/v1/embeddings"
-    )
-    with pytest.raises(UsageError, match="embeddings generate nothing"):
-        outline(vectors, model)
+
+
+def embeddings(path: Path, *inputs: object) -> Path:
+    return write(path, [{"model": "demo", "input": each} for each in inputs], "/v1/embeddings")
+
+
+def test_inputs_of_embeddings_generate_nothing(tmp_path: Path, model: ModelSpec) -> None:
+    file = outline(embeddings(tmp_path / "in.jsonl", "abc", ["abcd", [1, 2]]), model)
+    assert (file.job.n_items, file.job.prompt_tokens, file.job.output_tokens) == (3, 9, 0)
+    assert (file.n_bad, file.n_unlimited) == (0, 0)
+
+
+def test_of_a_mixed_file_the_first_line_decides(tmp_path: Path, model: ModelSpec) -> None:
+    path = embeddings(tmp_path / "in.jsonl", "abc")
+    path.write_text(path.read_text() + write(tmp_path / "chat", [chat("a"), chat("b")]).read_text())
+    file = outline(path, model)
+    assert (file.n_bad, file.job.output_tokens) == (2, 0)
+
+
+def test_embeddings_get_a_plan_for_vectors(tmp_path: Path) -> None:
+    path = embeddings(tmp_path / "in.jsonl", *("a" * (1 + i % 40) for i in range(100)))
+    found = plan_file(path, "demo", FAKE, output_share=0.5)
+    engine, predicted = found.job.plan.llamacpp, found.job.predicted
+    assert engine.pooling == "mean"
+    assert (engine.n_seq_max, engine.n_ubatch, engine.n_ctx) == (16, 512, 512)
+    assert (predicted.n_items, predicted.generated_tokens) == (100, 0)
+    assert predicted.prefilled_tokens == found.file.job.prompt_tokens
+    assert 100 / 16 <= predicted.n_steps <= 10
+    assert found.job.speedup is not None
+    assert found.job.speedup > 1
+    assert not any("answers" in note for note in found.notes)
+
+
+def test_an_embedding_plan_has_room_for_the_longest_input(tmp_path: Path) -> None:
+    path = embeddings(tmp_path / "in.jsonl", "a", "b" * 900)
+    assert plan_file(path, "demo", FAKE).job.plan.llamacpp.n_ubatch == 1024
+    fixed = PlanOptions(backend="fake", machine="rtx3060-12g", workload=Workload(n_ctx=256))
+    assert plan_file(path, "demo", fixed).job.plan.llamacpp.n_ubatch == 256
+
+
+def test_the_command_says_what_embeddings_take(tmp_path: Path) -> None:
+    path = embeddings(tmp_path / "in.jsonl", "abc", "defg")
+    text = invoke(path, "--machine", "rtx3060-12g")
+    assert "2 inputs, " in text
+    assert "inputs per hour" in text
+    assert "generated" not in text
+    value = json.loads(invoke(path, "--machine", "rtx3060-12g", "--json"))
+    assert value["job"]["embeddings"] is True
+    assert value["engine"]["pooling"] == "mean"
 
 
 def test_a_file_gets_a_plan_and_a_time(tmp_path: Path) -> None:

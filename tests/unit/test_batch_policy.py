@@ -1,6 +1,6 @@
 """Windows, limits and blame: the rules of a run, without one."""
 
-from datetime import datetime, time
+from datetime import datetime, time, timedelta
 
 import pytest
 from hypothesis import given
@@ -39,6 +39,33 @@ def test_a_window_and_the_rest_of_the_day_are_the_whole_day(a: time, b: time, no
         return
     inside, outside = Window(opens=a, closes=b), Window(opens=b, closes=a)
     assert inside.is_open(now) != outside.is_open(now)
+
+
+def test_work_goes_on_when_the_window_opens_again() -> None:
+    night, noon = parse_window("22:00-07:00"), datetime(2026, 3, 1, 12)
+    hours = [night.after(noon, 3600 * hours) for hours in (1, 9, 10, 20)]
+    assert hours == [
+        datetime(2026, 3, 1, 23), datetime(2026, 3, 2, 7), datetime(2026, 3, 2, 23),
+        datetime(2026, 3, 4, 0),
+    ]  # fmt: skip
+    assert night.after(datetime(2026, 3, 1, 6), 600) == datetime(2026, 3, 1, 6, 10)
+
+
+@given(st.times(), st.times(), st.datetimes(max_value=datetime(2100, 1, 1)), st.integers(1, 10**6))
+def test_a_window_never_ends_work_sooner(a: time, b: time, now: datetime, seconds: int) -> None:
+    if a == b:
+        return
+    inside, outside = Window(opens=a, closes=b), Window(opens=b, closes=a)
+    if min(_open_s(inside), _open_s(outside)) < 60:
+        return
+    first, second = inside.after(now, seconds), outside.after(now, seconds)
+    assert min(first, second) >= now + timedelta(seconds=seconds)
+
+
+def _open_s(window: Window) -> float:
+    day = datetime(2026, 1, 1)
+    span = datetime.combine(day, window.closes) - datetime.combine(day, window.opens)
+    return span.total_seconds() % 86400
 
 
 @pytest.mark.parametrize("text", ["", "22-7", "25:00-07:00", "22:00", "22:61-07:00", "07:00-07:00"])

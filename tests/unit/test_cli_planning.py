@@ -91,7 +91,7 @@ def test_without_an_engine_the_plan_rests_on_bounds_and_says_so() -> None:
 def test_all_layers_are_what_the_model_has() -> None:
     plan = plan_model(request(knobs=Knobs(n_gpu_layers=1 << 20)), None)
     assert isinstance(plan, Plan)
-    assert plan.engine.n_gpu_layers == plan.n_layer + 1
+    assert plan.llamacpp.n_gpu_layers == plan.n_layer + 1
 
 
 def test_a_refusal_becomes_an_error_with_its_numbers() -> None:

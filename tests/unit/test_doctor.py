@@ -241,7 +241,8 @@ def test_examine_asks_every_engine(tmp_path: Path) -> None:
             return Answer(fault="libcudart is missing")
         return Answer(devices=(), confinements=(GRANTED,))
 
-    found = task.examine(host(tmp_path), Installed(builds=built, used_id="v-cpu"), ask)
+    installed = Installed(builds=built, used_id="v-cpu")
+    found = task.examine(host(tmp_path), installed, ask, helpers=tuple)
     assert [(e.id, e.in_use, e.fault) for e in found.engines] == [
         ("v-cpu", True, None),
         ("v-cuda", False, "libcudart is missing"),
@@ -254,6 +255,7 @@ def test_examine_without_an_engine(tmp_path: Path) -> None:
         host(tmp_path),
         Installed(fault="`build.json` cannot be read"),
         lambda build, machine: Answer(confinements=(REFUSED,)),
+        helpers=tuple,
     )
     assert found.engines == ()
     assert found.machine.confinements == (REFUSED,)
@@ -280,7 +282,7 @@ def test_the_command(
 
 def test_a_worker_answers_without_an_engine(tmp_path: Path) -> None:
     machine = replace(NONE, ram=replace(NONE.ram, total_bytes=Bytes(4 * GIB)))
-    answer = task.ask_worker(task._NO_BUILD, machine)
+    answer = task.ask_worker(task.NO_BUILD, machine)
     assert answer.fault is None
     assert {c.name for c in answer.confinements} >= {"no network", "no file writes", "memory cap"}
 

@@ -25,7 +25,7 @@ def _planned(machine: Machine, **given: object) -> JobPlan:
 
 def test_a_job_gets_many_sequences_and_the_cells_they_need() -> None:
     made = _planned(toy_machine(32 * MIB))
-    engine = made.plan.engine
+    engine = made.plan.llamacpp
     assert engine.n_seq_max >= 16
     assert engine.kv_unified
     assert engine.n_ctx == needed_cells(JOB, engine.n_seq_max)
@@ -39,7 +39,7 @@ def test_the_plan_keeps_its_caps_and_predicts_itself() -> None:
     machine = toy_machine(32 * MIB)
     made = _planned(machine)
     assert all(device.left_bytes >= 0 for device in made.plan.devices)
-    again = job_prediction(machine, MODEL, made.plan.engine, JOB)
+    again = job_prediction(machine, MODEL, made.plan.llamacpp, JOB)
     assert made.predicted.seconds == pytest.approx(again.seconds, rel=0.02)
 
 
@@ -59,36 +59,36 @@ def test_what_the_user_fixes_is_kept() -> None:
         knobs=Knobs(n_seq_max=5, type_k="f16", type_v="f16", n_ubatch=256, op_offload_min_batch=77),
         workload=Workload(n_cells=1024),
     )
-    engine = made.plan.engine
+    engine = made.plan.llamacpp
     assert (engine.n_seq_max, engine.n_ctx, engine.n_ubatch) == (5, 1024, 256)
     assert (engine.type_k, engine.op_offload_min_batch) == ("f16", 77)
     assert {it.n_seq_max for it in made.considered} == {5}
 
 
 def test_the_threshold_is_where_sending_is_quicker() -> None:
-    fast = _planned(toy_machine(32 * MIB)).plan.engine
+    fast = _planned(toy_machine(32 * MIB)).plan.llamacpp
     assert fast.op_offload
     assert fast.op_offload_min_batch < 512
     machine = toy_machine(32 * MIB)
     slow_link = replace(machine, gpus=(replace(machine.gpus[0], link_bytes_s=10**6),))
-    assert not _planned(slow_link).plan.engine.op_offload
+    assert not _planned(slow_link).plan.llamacpp.op_offload
 
 
 def test_no_more_sequences_than_items() -> None:
     found = plan_job_toy(MODEL, toy_machine(32 * MIB), job_of((3, 100, 20, 0)))
     assert isinstance(found, JobPlan)
-    assert found.plan.engine.n_seq_max <= 3
+    assert found.plan.llamacpp.n_seq_max <= 3
 
 
 def test_a_host_alone_plans_too() -> None:
     made = _planned(toy_machine())
-    assert made.plan.engine.n_gpu_layers == 0
+    assert made.plan.llamacpp.n_gpu_layers == 0
     assert made.predicted.seconds > 0
     assert [lever.what for lever in made.levers] == ["RAM and cores twice as fast"]
 
 
 def test_bounds_serve_where_no_engine_is() -> None:
-    assert _planned(toy_machine(32 * MIB), bounds=True).plan.engine.n_seq_max > 1
+    assert _planned(toy_machine(32 * MIB), bounds=True).plan.llamacpp.n_seq_max > 1
 
 
 def test_levers_end_it_sooner() -> None:
@@ -129,7 +129,7 @@ def test_items_that_share_little_may_have_caches_of_their_own() -> None:
     assert {it.kv_unified for it in found.considered if it.n_seq_max > 1} == {True, False}
     fixed = plan_job_toy(MODEL, toy_machine(32 * MIB), job, knobs=Knobs(kv_unified=False))
     assert isinstance(fixed, JobPlan)
-    engine = fixed.plan.engine
+    engine = fixed.plan.llamacpp
     assert not engine.kv_unified
     assert engine.n_ctx == 256 * engine.n_seq_max
     shared = _planned(toy_machine(32 * MIB))

@@ -18,7 +18,7 @@ from loadmaster.units import MIB
 
 def test_the_shipped_names() -> None:
     assert profile_names() == (
-        "a100-40g", "a100-80g", "a100-80g-x4", "cpu-64g", "h100-80g", "h200-141g",
+        "a100-40g", "a100-80g", "a100-80g-x4", "cpu-64g", "h100-80g", "h100-80g-x8", "h200-141g",
         "jetson-orin-64g", "m2max-64g", "m2ultra-192g", "m3max-128g", "m4max-128g", "rtx3060-12g",
         "rtx3060-12g-ram64g", "rtx3060-12g-ram96g", "rtx3090", "rtx3090-x2", "rtx4060ti-16g",
         "rtx4080-16g", "rtx4090-24g", "rtx4090-x2", "rtx4090-x8", "rtx5090-32g", "rx7900xtx-24g",

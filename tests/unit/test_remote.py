@@ -45,13 +45,13 @@ def without_stamps(model: ModelSpec) -> ModelSpec:
 def test_the_header_is_the_local_one(server: HostileServer, local: Path) -> None:
     for name in (f"hf:{parts.REPO}", f"{server.url}/x/{local.name}"):
         located = locate_header(name)
-        assert without_stamps(located.model) == without_stamps(read_model(local))
-        assert located.model.file_bytes == local.stat().st_size
+        assert without_stamps(located.gguf) == without_stamps(read_model(local))
+        assert located.gguf.file_bytes == local.stat().st_size
         assert f"loadmaster pull {name}" in located.notes[0]
 
 
 def test_what_is_on_the_disk_has_no_weights_and_is_not_loaded(server: HostileServer) -> None:
-    path = locate_header(f"hf:{parts.REPO}").model.path
+    path = locate_header(f"hf:{parts.REPO}").gguf.path
     assert is_skeleton(path)
     assert path.stat().st_blocks * 512 < path.stat().st_size
     with pytest.raises(NotFoundError, match="weights") as caught:
@@ -60,19 +60,19 @@ def test_what_is_on_the_disk_has_no_weights_and_is_not_loaded(server: HostileSer
 
 
 def test_the_second_time_the_header_is_here(server: HostileServer) -> None:
-    first = locate_header(f"hf:{parts.REPO}").model
+    first = locate_header(f"hf:{parts.REPO}").gguf
     n_bytes = server.traffic.body_bytes
-    second = locate_header(f"hf:{parts.REPO}").model
+    second = locate_header(f"hf:{parts.REPO}").gguf
     assert second.files == first.files
     assert server.traffic.body_bytes - n_bytes <= 1 << 16
 
 
 def test_a_replaced_file_is_read_again(server: HostileServer, local: Path) -> None:
     name = f"{server.url}/x/{local.name}"
-    before = locate_header(name).model
+    before = locate_header(name).gguf
     bigger = parts.model_file(local.parent, "bigger.gguf", n_layer=2)
     server.files[f"/x/{local.name}"] = type(server.files[f"/x/{local.name}"])(bigger)
-    assert locate_header(name).model.n_layer == 2 > before.n_layer
+    assert locate_header(name).gguf.n_layer == 2 > before.n_layer
 
 
 def test_a_split_model_by_its_url(tmp_path: Path, server: HostileServer) -> None:
@@ -82,7 +82,7 @@ def test_a_split_model_by_its_url(tmp_path: Path, server: HostileServer) -> None
     shards = gw.write_split(folder, "m", *description, 3)
     content = next(iter(server.files.values()))
     server.files |= {f"/s/{shard.name}": type(content)(shard) for shard in shards}
-    model = locate_header(f"{server.url}/s/{shards[0].name}?sig=1").model
+    model = locate_header(f"{server.url}/s/{shards[0].name}?sig=1").gguf
     assert without_stamps(model) == without_stamps(read_model(shards[0]))
     assert [file.path.name for file in model.files] == [shard.name for shard in shards]
 

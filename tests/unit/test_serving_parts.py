@@ -17,7 +17,7 @@ from loadmaster.plan.types import CPU
 from loadmaster.tasks.api.client_configs import configuration
 from loadmaster.tasks.opening import Opened
 from loadmaster.tasks.serving.answer import WAITING_LIMIT_CHARS, Answer, Mailbox, PartEvent
-from loadmaster.tasks.serving.offers import read_offers
+from loadmaster.tasks.serving.offers import read_offers, with_contexts
 from loadmaster.tasks.serving.opening import Ledger, close_and_confirm, reduced
 from loadmaster.tasks.serving.types import parse_keep_alive
 from loadmaster.units import MIB, Bytes
@@ -100,6 +100,26 @@ def test_a_part_that_fails_ends_the_others() -> None:
     assert cancelled == [0, 2]
 
 
+def test_the_first_event_can_be_waited_for_and_is_still_there() -> None:
+    async def work() -> None:
+        answer, failing = Answer(1), Answer(1)
+        asyncio.get_running_loop().call_soon(answer.put, 0, text("a", 1))
+        await answer.first()
+        answer.put(0, done())
+        assert len([item async for item in answer.events()]) == 2
+        failing.put(0, EngineError("no such schema"))
+        with pytest.raises(EngineError, match="no such schema"):
+            await failing.first()
+        cancelled: list[int] = []
+        left = Answer(1)
+        left.on_cancel(0, lambda: cancelled.append(0))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(left.first(), 0.01)
+        assert cancelled == [0]
+
+    asyncio.run(work())
+
+
 def test_a_reader_that_leaves_cancels() -> None:
     cancelled: list[int] = []
     answer = Answer(1)
@@ -166,6 +186,16 @@ def test_a_clients_word_never_becomes_a_path(name: str) -> None:
     assert refusal.value.hint is not None
     assert "`demo`" in refusal.value.hint
     assert len(refusal.value.message) < 300
+
+
+def test_a_model_may_have_an_n_ctx_of_its_own() -> None:
+    offers = with_contexts(read_offers(["demo", "mine=demo"]), ["mine=4096"])
+    assert [(offer.id, offer.n_ctx) for offer in offers] == [("demo", None), ("mine", 4096)]
+    for text in ("mine", "mine=0", "mine=x", "=4"):
+        with pytest.raises((UsageError, NotFoundError)):
+            with_contexts(offers, [text])
+    with pytest.raises(NotFoundError, match="`other`"):
+        with_contexts(offers, ["other=4096"])
 
 
 def test_two_models_of_one_id_are_refused() -> None:
@@ -242,10 +272,11 @@ def test_a_dead_worker_needs_no_wait() -> None:
     assert closing.slept == 0
 
 
-def test_the_plan_after_an_out_of_memory_death_is_a_tenth_smaller() -> None:
+def test_the_plan_after_an_out_of_memory_death_is_a_tenth_smaller_for_the_engine() -> None:
     caps = reduced(plan())
     for device in plan().devices:
-        assert caps[device.id] == device.planned_bytes * 9 // 10
+        overhead = device.of("overhead")  # of processes, whatever they have open
+        assert caps[device.id] - overhead == -(-(device.planned_bytes - overhead) * 9 // 10)
     assert set(caps) == {GPU, CPU}
 
 
@@ -278,7 +309,9 @@ def test_continues_configuration_names_every_role() -> None:
     assert "apiBase: http://127.0.0.1:8765/v1/" in found.text
 
 
-@pytest.mark.parametrize(("model", "word"), [("olmo-coder", "chat model"), ("mine", "family")])
+@pytest.mark.parametrize(
+    ("model", "word"), [("olmo-coder", "chat model"), ("mine", "family"), ("qwen3", "qwen…coder")]
+)
 def test_ids_that_continue_misreads_are_told(model: str, word: str) -> None:
     found = configuration("continue", url="http://x", model="m", autocomplete=model)
     assert any(word in note for note in found.notes)

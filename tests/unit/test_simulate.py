@@ -88,8 +88,8 @@ def test_a_prediction_needs_a_machine_and_a_model_alone() -> None:
     plan = plan_toy(model, machine)
     assert isinstance(plan, Plan)
     job = job_of((4, 100, 16, 0))
-    seconds = predict_job(machine, model, plan.engine, job)
-    assert seconds == job_prediction(machine, model, plan.engine, job).seconds > 0
+    seconds = predict_job(machine, model, plan.llamacpp, job)
+    assert seconds == job_prediction(machine, model, plan.llamacpp, job).seconds > 0
 
 
 def test_one_sequence_costs_what_chat_is_told() -> None:

@@ -26,7 +26,7 @@ MIX = weight_mix(toy_model())
 def _settings(**changes: object) -> EngineSettings:
     plan = plan_toy(toy_model(), toy_machine(64 * MIB))
     assert isinstance(plan, Plan)
-    return replace(plan.engine, **changes)  # type: ignore[arg-type]
+    return replace(plan.llamacpp, **changes)  # type: ignore[arg-type]
 
 
 def _rates() -> Rates:
@@ -114,7 +114,7 @@ def test_levers_say_what_each_would_give_and_leave_out_what_would_not_help() -> 
 def test_fixed_layers_are_kept() -> None:
     plan = plan_toy(toy_model(n_layer=6), toy_machine(64 * MIB), knobs=Knobs(n_gpu_layers=3))
     assert isinstance(plan, Plan)
-    assert plan.engine.n_gpu_layers == 3
+    assert plan.llamacpp.n_gpu_layers == 3
 
 
 @pytest.mark.parametrize("n_expert", [0, 4])
@@ -127,7 +127,7 @@ def test_the_search_and_the_settings_tell_the_same_speed(
     workload = Workload(n_ctx=1024)
     plan = plan_toy(model, machine, workload=workload)
     assert isinstance(plan, Plan)
-    expected = forecast(machine, model, plan.engine)
+    expected = forecast(machine, model, plan.llamacpp)
     assert plan.predicted.decode_tok_s is not None
     told = 1 / plan.predicted.decode_tok_s
     assert told == pytest.approx(expected.decode_s(workload.prompt_tokens), rel=0.02)

@@ -66,6 +66,16 @@ def test_a_closed_channel_says_so() -> None:
     channel.close()
 
 
+def test_frames_that_are_sent_together_are_read_together() -> None:
+    ours, theirs = map(wire.Channel, socket.socketpair())
+    theirs.send_all([{"kind": "event", "n": n} for n in range(3)])
+    frames = ours.receive()
+    assert frames is not None
+    assert [frame.body["n"] for frame in frames] == [0, 1, 2]
+    ours.close()
+    theirs.close()
+
+
 def test_settings_round_trip() -> None:
     value = settings(
         layers_per_device=(3, 4),

@@ -106,7 +106,7 @@ def _many(model: str, options: PlanOptions, progress: Progress, count: int) -> l
 
 def _forecast(planner: Planner, plan: Plan) -> Forecast | None:
     """None where no bandwidth is known."""
-    found = forecast(planner.request.machine, planner.request.model, plan.engine)
+    found = forecast(planner.request.machine, planner.request.gguf, plan.llamacpp)
     return None if found.rates.basis == "unknown" else found
 
 
@@ -116,7 +116,7 @@ def _open(planner: Planner, plan: Plan) -> Engine:
         planner.build or builds.find_build(),
         devices=virtual_devices(planner.request.machine) if fake else (),
         backend=planner.options.backend,
-        min_batch=plan.engine.op_offload_min_batch,
+        min_batch=plan.llamacpp.op_offload_min_batch,
     )
     try:
         load_plan(engine, plan)
@@ -131,7 +131,7 @@ def load_plan(engine: Engine, plan: Plan) -> None:
     request = LoadRequest(
         model_path=Path(plan.model_files[0]),
         model_stamp=plan.model_stamp,
-        settings=plan.engine,
+        settings=plan.llamacpp,
         ram_cap_bytes=None,
     )
     engine.load(request, files=tuple(map(Path, plan.model_files)))

@@ -1,7 +1,7 @@
 """What `doctor` finds out: the machine, the engines and their devices, and what limits them."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,12 +19,13 @@ from loadmaster.machine.types import Confinement, Machine
 from loadmaster.schema import to_json
 from loadmaster.settings import HOME, data_folder
 from loadmaster.tasks.advice import Advice, Obstacles, advise
+from loadmaster.tasks.confinement import with_helpers
 from loadmaster.tasks.measured import keep, with_measurements
 from loadmaster.tasks.measuring.machine import measure_machine
 
 SCHEMA_VERSION = 1
 # Without an engine, a worker of the fake backend shows which confinements are granted.
-_NO_BUILD = EngineBuild(id="none", target="cpu", version="", root=Path(os.devnull))
+NO_BUILD = EngineBuild(id="none", target="cpu", version="", root=Path(os.devnull))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,7 @@ def examine(
     host: Host | None = None,
     installed: Installed | None = None,
     ask: Callable[[EngineBuild, Machine], Answer] | None = None,
+    helpers: Callable[[Sequence[Confinement]], tuple[Confinement, ...]] = with_helpers,
 ) -> Diagnosis:
     """Look at everything. Nothing found is an error: what is wrong becomes advice."""
     host = host or this_host()
@@ -83,8 +85,8 @@ def examine(
     answers = [(build, ask(build, machine)) for build in installed.builds]
     confinements = next((a.confinements for _, a in answers if a.confinements), None)
     if confinements is None:
-        confinements = ask(_NO_BUILD, machine).confinements
-    machine = replace(machine, confinements=confinements)
+        confinements = ask(NO_BUILD, machine).confinements
+    machine = replace(machine, confinements=confinements and helpers(confinements))
     engines = tuple(_state(build, answer, installed) for build, answer in answers)
     return Diagnosis(
         loadmaster_version=loadmaster.__version__,
@@ -143,7 +145,7 @@ def obstacles(host: Host, machine: Machine, fault: str | None = None) -> Obstacl
 
 def ask_worker(build: EngineBuild, machine: Machine) -> Answer:
     """Start a worker with this build and ask it; a build that does not start says why."""
-    backend = "fake" if build is _NO_BUILD else "llamacpp"
+    backend = "fake" if build is NO_BUILD else "llamacpp"
     try:
         with Engine.start(build, backend=backend, ram_cap_bytes=machine.ram.total_bytes) as engine:
             confinements = engine.confinements

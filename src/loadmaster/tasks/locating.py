@@ -2,12 +2,16 @@
 
 import difflib
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from loadmaster.errors import DamagedFileError, LoadmasterError, NotFoundError, UsageError
 from loadmaster.model import store
+from loadmaster.model.checkpoint import AnyModel, CheckpointSpec
+from loadmaster.model.hf_remote import RemoteCheckpoint, has_checkpoint, read_remote_checkpoint
+from loadmaster.model.hf_source import is_checkpoint, read_checkpoint
 from loadmaster.model.http import Http
 from loadmaster.model.hub import Hub, check_online
 from loadmaster.model.reference import (
@@ -16,9 +20,11 @@ from loadmaster.model.reference import (
     PathReference,
     Reference,
     UrlReference,
+    is_safe_file_path,
     parse_reference,
 )
 from loadmaster.model.remote import RemoteShard, is_skeleton, read_remote, url_shards
+from loadmaster.model.shapes.checkpoints import QUANTIZATIONS, shape_checkpoint
 from loadmaster.model.shapes.library import (
     ShapeReference,
     is_shape,
@@ -28,20 +34,29 @@ from loadmaster.model.shapes.library import (
 )
 from loadmaster.model.source import read_model
 from loadmaster.model.types import ModelSpec
-from loadmaster.model.variants import Variant, choose
+from loadmaster.model.variants import RepoFile, Variant, choose, variants_of
+from loadmaster.plan.types import Quantize
 from loadmaster.tasks.planning import DEMO, model_path
 from loadmaster.units import format_size
 
 _LIKE_A_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 SHAPE_NOTE = "a shape: dimensions of the published checkpoint, typed as llama-quantize does"
+CHECKPOINT_NOTE = "a shape: dimensions of the published checkpoint, BF16 before it is quantized"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Located:
     """A model's header, and what a person should know about where it is from."""
 
-    model: ModelSpec
+    model: AnyModel
     notes: tuple[str, ...] = ()
+    quantize: Quantize | None = None  # of a shape that names it
+
+    @property
+    def gguf(self) -> ModelSpec:
+        """The model, where it cannot be a checkpoint."""
+        assert isinstance(self.model, ModelSpec)
+        return self.model
 
 
 def locate(name: str) -> Path:
@@ -62,8 +77,27 @@ def locate(name: str) -> Path:
     return path
 
 
-def locate_header(name: str) -> Located:
+def locate_model(name: str, quantize: Quantize | None = None) -> Located:
+    """The header of a MODEL argument whose files are here; no network.
+
+    With `quantize` a checkpoint is meant wherever there is a GGUF too.
+
+    Raises:
+        LoadmasterError: it is not here, or cannot be read.
+    """
+    if name != DEMO and not is_shape(name):
+        reference = parse_reference(name)
+        if isinstance(reference, HubReference) and not reference.quantization:
+            folder = store.find_checkpoint(reference)
+            if folder is not None and (quantize is not None or _find(reference) is None):
+                return _local(folder)
+    return _local(locate(name))
+
+
+def locate_header(name: str, quantize: Quantize | None = None) -> Located:
     """The header of a MODEL argument, over the network where the file is not here.
+
+    With `quantize` a checkpoint is meant wherever there is a GGUF too.
 
     Raises:
         LoadmasterError: it cannot be found or read.
@@ -71,14 +105,47 @@ def locate_header(name: str) -> Located:
     if name == DEMO:
         return Located(model=read_model(model_path(name)))
     if is_shape(name):
-        return Located(model=shape_model(parse_shape(name)), notes=(SHAPE_NOTE,))
+        return _shape(parse_shape(name), quantize)
     reference = parse_reference(name)
+    if quantize is not None and isinstance(reference, HubReference):
+        folder = store.find_checkpoint(reference)
+        return _local(folder) if folder else _remote(reference, checkpoint=True)
     path = _find(reference)
+    if path is None and isinstance(reference, HubReference) and not reference.quantization:
+        path = store.find_checkpoint(reference)
     if path is not None:
-        return Located(model=read_model(path))
+        return _local(path)
     if isinstance(reference, HubReference | UrlReference):
         return _remote(reference)
     raise _not_here(reference)
+
+
+def _local(path: Path) -> Located:
+    return Located(model=read_local(path))
+
+
+def read_local(path: Path) -> AnyModel:
+    """The header of a model's file or folder."""
+    return read_checkpoint(path) if is_checkpoint(path) else read_model(path)
+
+
+def _shape(reference: ShapeReference, quantize: Quantize | None) -> Located:
+    """As a GGUF, or as a checkpoint where a quantization of those is named."""
+    label = (reference.quantization or quantize or "").lower()
+    if label.upper() not in QUANTIZATIONS:
+        return Located(model=shape_model(reference), notes=(SHAPE_NOTE,))
+    if quantize is not None and label != quantize:
+        raise UsageError(
+            f"`{reference}` and `--quantize {quantize}` are two quantizations",
+            hint=f"`{reference}` alone, or `shape:{reference.name} --quantize {quantize}`",
+        )
+    model = shape_checkpoint(load_shape(reference.name))
+    return Located(model=model, notes=(CHECKPOINT_NOTE,), quantize=_QUANTIZE[label])
+
+
+_QUANTIZE: Mapping[str, Quantize] = {
+    "none": "none", "int8": "int8", "fp8": "fp8", "nf4": "nf4", "fp4": "fp4",
+}  # fmt: skip
 
 
 def _no_weights(reference: ShapeReference) -> UsageError:
@@ -150,18 +217,23 @@ def _not_here(reference: Reference) -> NotFoundError:
     )
 
 
-def _remote(reference: HubReference | UrlReference) -> Located:
+def _remote(reference: HubReference | UrlReference, *, checkpoint: bool = False) -> Located:
     try:
-        model = (
-            _read_hub(reference) if isinstance(reference, HubReference) else _read_url(reference)
-        )
+        model: AnyModel
+        if isinstance(reference, HubReference):
+            model = _read_hub(reference, checkpoint=checkpoint)
+        else:
+            model = _read_url(reference)
     except DamagedFileError as error:
         if error.code == "header_too_large":
             error.hint = f"`loadmaster pull {reference}`, then plan it from the disk"
         raise
+    fetch = f"loadmaster pull {reference}"
+    if isinstance(model, CheckpointSpec) and isinstance(reference, HubReference):
+        fetch = f"hf download {reference.repo_id}"  # `pull` is for GGUF files
     note = (
         f"not downloaded: planned from {format_size(model.header_bytes)} read of "
-        f"{format_size(model.file_bytes)}; `loadmaster pull {reference}` fetches it"
+        f"{format_size(model.file_bytes)}; `{fetch}` fetches it"
     )
     return Located(model=model, notes=(note,))
 
@@ -172,14 +244,40 @@ def _read_url(reference: UrlReference) -> ModelSpec:
         return read_remote(http, url_shards(reference.url, reference.file_name))
 
 
-def _read_hub(reference: HubReference) -> ModelSpec:
+def _read_hub(reference: HubReference, *, checkpoint: bool) -> AnyModel:
     with Hub() as hub:
         commit = hub.commit(reference)
-        variant = choose(reference, hub.files(reference, commit))
+        files = hub.files(reference, commit)
         try:
+            if checkpoint or _is_checkpoint_repository(reference, files):
+                return read_remote_checkpoint(
+                    hub.http, hub_checkpoint(hub, reference, commit, files)
+                )
+            variant = choose(reference, files)
             return read_remote(hub.http, hub_shards(hub, reference, commit, variant))
         except LoadmasterError as error:
             raise hub.refusal(reference, error) from None
+
+
+def _is_checkpoint_repository(reference: HubReference, files: Sequence[RepoFile]) -> bool:
+    """Safetensors and no GGUF, and none was asked for."""
+    named = reference.file is not None or reference.quantization is not None
+    return not named and not variants_of(files) and has_checkpoint(files)
+
+
+def hub_checkpoint(
+    hub: Hub, reference: HubReference, commit: str, files: Sequence[RepoFile]
+) -> RemoteCheckpoint:
+    """Where a checkpoint's files are: those at the top of the repository."""
+    return RemoteCheckpoint(
+        name=reference.repo,
+        commit=commit,
+        urls={
+            file.path: hub.file_url(reference, commit, file.path)
+            for file in files
+            if "/" not in file.path and is_safe_file_path(file.path)
+        },
+    )
 
 
 def hub_shards(

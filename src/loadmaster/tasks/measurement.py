@@ -49,6 +49,7 @@ def compare(plan: Plan, report: MemoryReport, *, parent_bytes: Bytes) -> tuple[M
         rows += _buffer_rows(device, measured)
         total = _process_total(device.id, report, parent_bytes)
         rows += _other_rows(device, measured, total)
+        rows += _state_rows(device)
         rows.append(_total_row(device, total))
     return tuple(rows)
 
@@ -111,7 +112,8 @@ def _other_rows(
     device: DevicePlan, measured: BufferSizes | None, total: Bytes | None
 ) -> list[MemoryRow]:
     """What no breakdown of the engine has: together it is the total less the buffers."""
-    kinds = {item.kind for item in device.items} - {"model", "compute", "headroom", *_CONTEXT}
+    kinds = {item.kind for item in device.items}
+    kinds -= {"model", "compute", "cache", "headroom", *_CONTEXT}
     planned = device.of(*kinds)
     if not planned:
         return []
@@ -127,6 +129,22 @@ def _other_rows(
             planned_bytes=planned,
             measured_bytes=rest,
             note="process total less the buffers above",
+        )
+    ]
+
+
+def _state_rows(device: DevicePlan) -> list[MemoryRow]:
+    """Room that the worker fills while it runs, if at all."""
+    planned = device.of("cache")
+    if not planned:
+        return []
+    return [
+        MemoryRow(
+            device=device.id,
+            kind="cache",
+            planned_bytes=planned,
+            measured_bytes=None,
+            note="fills when sequences are preempted",
         )
     ]
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 from loadmaster.engine import builds
 from loadmaster.engine.meter import process_memory
 from loadmaster.engine.process import Engine
+from loadmaster.engine.python_build import TRANSFORMERS, find_python_build
 from loadmaster.engine.sizing import Sizer
 from loadmaster.engine.types import EngineBuild, VirtualDevice
 from loadmaster.errors import EngineMissingError, NotFoundError, UsageError
@@ -17,16 +18,22 @@ from loadmaster.machine.detect import detect_machine
 from loadmaster.machine.profiles import load_profile
 from loadmaster.machine.target import for_target
 from loadmaster.machine.types import Machine
-from loadmaster.model.source import read_model
+from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.model.stamp import check_unchanged
 from loadmaster.plan.batch import JobOutline
 from loadmaster.plan.budget import make_budget
 from loadmaster.plan.codec import plan_from_json
 from loadmaster.plan.job_planning import JobPlan
-from loadmaster.plan.types import CPU, DoesNotFit, Plan, Workload
-from loadmaster.tasks import calibration
+from loadmaster.plan.types import CPU, DoesNotFit, EngineSettings, Plan, Workload
+from loadmaster.tasks import calibration, checkpoints
 from loadmaster.tasks.chat import Chat
-from loadmaster.tasks.locating import Located, check_has_weights, locate, locate_header
+from loadmaster.tasks.locating import (
+    Located,
+    check_has_weights,
+    locate_header,
+    locate_model,
+    read_local,
+)
 from loadmaster.tasks.measured import with_measurements
 from loadmaster.tasks.planning import (
     PlanOptions,
@@ -43,6 +50,7 @@ from loadmaster.tasks.template import ChatTemplate
 from loadmaster.units import Bytes
 
 FAKE = "fake"
+LLAMACPP = "llamacpp"
 Made = TypeVar("Made")
 # The fake backend needs no library; the worker is started as for any other.
 _NO_BUILD = EngineBuild(id=FAKE, target="cpu", version="0", root=Path("/nonexistent"))
@@ -53,28 +61,54 @@ def find_engine(backend: str) -> EngineBuild | None:
     if backend == FAKE:
         return _NO_BUILD
     with suppress(EngineMissingError):
-        return builds.find_build()
+        return require_engine(backend)
     return None
+
+
+def require_engine(backend: str) -> EngineBuild:
+    """The build in use.
+
+    Raises:
+        EngineMissingError: there is none, and what makes one.
+    """
+    if backend == FAKE:
+        return _NO_BUILD
+    return find_python_build() if backend == TRANSFORMERS else builds.find_build()
 
 
 class Planner:
     """One model on one machine; plans it as often as needed, under fewer bytes each time."""
 
-    def __init__(self, model: str, options: PlanOptions, *, header_only: bool = False) -> None:
-        """`header_only`: a model that is elsewhere will do; such a plan cannot be opened."""
+    def __init__(
+        self,
+        model: str,
+        options: PlanOptions,
+        *,
+        header_only: bool = False,
+        located: Located | None = None,
+    ) -> None:
+        """`header_only`: a model that is elsewhere will do; such a plan cannot be opened. `located`
+        is its header, where it was read before."""
         self.options = options
-        self.build = find_engine(options.backend)
-        located = locate_header(model) if header_only else Located(model=read_model(locate(model)))
+        self.name = model
+        if located is None:
+            find = locate_header if header_only else locate_model
+            located = find(model, options.knobs.quantize)
         spec = located.model
         self._notes = located.notes
+        self._is_checkpoint = isinstance(spec, CheckpointSpec)
+        llamacpp = options.backend == LLAMACPP
+        self.backend = TRANSFORMERS if self._is_checkpoint and llamacpp else options.backend
+        self.build = find_engine(self.backend)
         machine = self._machine()
+        quantize = located.quantize or options.knobs.quantize
         adapters = tuple(read_adapter(path, scale) for path, scale in options.adapters)
         self.request = PlanRequest(
             model=spec,
             machine=machine,
             workload=options.workload,
             budget=make_budget(machine, options.vram, options.ram),
-            knobs=replace(options.knobs, adapters=adapters),
+            knobs=replace(options.knobs, adapters=adapters, quantize=quantize),
             overheads=calibration.calibrated_overheads(
                 self.build_id,
                 machine.gpus,
@@ -88,10 +122,16 @@ class Planner:
     def build_id(self) -> str:
         return self.build.id if self.build else "no build"
 
+    def require_build(self) -> EngineBuild:
+        """The engine's build; EngineMissingError says why there is none."""
+        return self.build or require_engine(self.backend)
+
     def _machine(self) -> Machine:
         if self.options.machine is not None:
             return load_profile(self.options.machine)
         machine = _machine_beside(process_memory().own_bytes)
+        if self._is_checkpoint:
+            return for_target(machine, self.build.target if self.build else "cuda")
         if self.build is None:
             return machine
         return with_measurements(for_target(machine, self.build.target), self.build.id)
@@ -115,8 +155,9 @@ class Planner:
     def _plan(self, request: PlanRequest) -> Plan | DoesNotFit:
         outcome = self._sized(request)
         if isinstance(outcome, Plan):
+            outcome = checkpoints.with_server(outcome, request, self.name)
             return replace(outcome, notes=(*self._notes, *outcome.notes))
-        return outcome
+        return checkpoints.with_machine(outcome, request) if self._is_checkpoint else outcome
 
     def for_job(self, job: JobOutline) -> "Planner":
         """From now on plans are for this job; returns itself."""
@@ -129,6 +170,8 @@ class Planner:
         return self._with_sizer(plan_job, self.request)
 
     def _sized(self, request: PlanRequest) -> Plan | DoesNotFit:
+        if self._is_checkpoint:
+            return plan_model(request, None)
         return self._with_sizer(plan_model, request)
 
     def _with_sizer(
@@ -160,7 +203,7 @@ class Opened:
 
     @property
     def backend(self) -> str:
-        """`llamacpp` or `fake`."""
+        """`llamacpp`, `transformers` or `fake`."""
         return self._parts.backend
 
     @property
@@ -173,7 +216,8 @@ class Opened:
         notes = []
         if self.template.is_fallback and not raw:
             notes.append("note: the model brings no chat template, ChatML is used (`--raw`: none)")
-        command = None if self.backend == FAKE else builds.gpu_hint(self._parts.build)
+        ours = self.backend == LLAMACPP  # torch is not built here
+        command = builds.gpu_hint(self._parts.build) if ours else None
         if command:
             notes.append(f"note: this engine was built without GPU support; `{command}` mends it")
         return tuple(notes)
@@ -235,11 +279,15 @@ class _Parts:
         )
 
     def _start_engine(self, plan: Plan) -> Engine:
+        settings = plan.engine
+        min_batch = None
+        if isinstance(settings, EngineSettings):
+            min_batch = settings.op_offload_min_batch
         return Engine.start(
             self.build,
             devices=self.devices,
             backend=self.backend,
-            min_batch=plan.engine.op_offload_min_batch,
+            min_batch=min_batch,
             options=self.backend_options,
         )
 
@@ -279,8 +327,7 @@ def open_model(name: str, options: PlanOptions, progress: Progress) -> Opened:
         LoadmasterError: whatever else stands in the way, with its exit code.
     """
     planner = Planner(name, options)
-    if planner.build is None:
-        builds.find_build()  # which says why there is none
+    planner.require_build()
     return open_planned(planner, require_plan(planner.plan()), progress)
 
 
@@ -292,9 +339,9 @@ def open_planned(planner: Planner, plan: Plan, progress: Progress) -> Opened:
     """
     options = planner.options
     parts = _Parts(
-        backend=options.backend,
+        backend=planner.backend,
         backend_options=options.backend_options,
-        build=planner.build or builds.find_build(),
+        build=planner.require_build(),
         devices=virtual_devices(planner.request.machine) if options.backend == FAKE else (),
         template=ChatTemplate(planner.request.model.chat_template),
         planner=planner,
@@ -316,13 +363,17 @@ def open_plan_file(file: Path, options: PlanOptions, progress: Progress) -> Open
             hint="make another plan with `loadmaster plan MODEL … --json`",
         )
     paths = [Path(path) for path in plan.model_files]
-    check_has_weights(paths[0])
+    backend = options.backend
+    if isinstance(plan.engine, EngineSettings):
+        check_has_weights(paths[0])
+    elif backend == LLAMACPP:
+        backend = TRANSFORMERS
     check_unchanged(paths, plan.model_stamp)
     parts = _Parts(
-        backend=options.backend,
-        build=find_engine(options.backend) or builds.find_build(),
+        backend=backend,
+        build=require_engine(backend),
         devices=(),
-        template=ChatTemplate(read_model(paths[0]).chat_template),
+        template=ChatTemplate(read_local(paths[0]).chat_template),
         planner=None,
     )
     return _open(plan, parts, progress)

@@ -7,9 +7,11 @@ from typing import Protocol, TypeVar
 
 from loadmaster.errors import DoesNotFitError, NotFoundError, Number, UsageError
 from loadmaster.machine.types import Machine
+from loadmaster.model.checkpoint import AnyModel, CheckpointSpec
 from loadmaster.model.stamp import model_stamp
 from loadmaster.model.types import ModelSpec
 from loadmaster.plan.batch import JobOutline
+from loadmaster.plan.hf_planner import plan_checkpoint
 from loadmaster.plan.job_planning import JobPlan, job_planning
 from loadmaster.plan.planner import planning
 from loadmaster.plan.problem import Search
@@ -74,13 +76,27 @@ class PlanOptions:
 class PlanRequest:
     """Everything a plan depends on; kept to plan again with other figures."""
 
-    model: ModelSpec
+    model: AnyModel
     machine: Machine
     workload: Workload
     budget: Budget
     knobs: Knobs
     overheads: Overheads
     job: JobOutline | None = None  # plan for it, its sequences and cells included
+
+    @property
+    def gguf(self) -> ModelSpec:
+        """The model of a request that only llama.cpp serves.
+
+        Raises:
+            UsageError: it is a safetensors checkpoint.
+        """
+        if isinstance(self.model, CheckpointSpec):
+            raise UsageError(
+                f"`{self.model.name}` is a safetensors checkpoint: this is planned for GGUF alone",
+                hint="a GGUF of the model has it",
+            )
+        return self.model
 
     def with_caps(self, caps: Mapping[str, Bytes], reason: str) -> "PlanRequest":
         """The same request under smaller caps; `reason` is appended to their origin."""
@@ -136,15 +152,27 @@ def plan_model(
     Raises:
         UsageError: the request contradicts the model.
     """
+    if isinstance(request.model, CheckpointSpec):
+        return _plan_checkpoint(request, request.model, alternatives=alternatives)
     if request.job is not None:
         outcome = plan_job(request, sizer)
         return outcome.plan if isinstance(outcome, JobPlan) else outcome
     knobs, sizes = _checked_knobs(request), _no_sizes(sizer)
     steps = planning(
-        request.machine, request.model, request.workload, request.budget, knobs,
+        request.machine, request.gguf, request.workload, request.budget, knobs,
         request.overheads, sizes, stamp=model_stamp(request.model), alternatives=alternatives,
     )  # fmt: skip
-    return _answered(steps, request.model, sizer, sizes)
+    return _answered(steps, request.gguf, sizer, sizes)
+
+
+def _plan_checkpoint(
+    request: PlanRequest, model: CheckpointSpec, *, alternatives: bool
+) -> Plan | DoesNotFit:
+    """For transformers: its sizes are all known from the headers, no engine is asked."""
+    return plan_checkpoint(
+        request.machine, model, request.workload, request.budget, request.knobs,
+        request.overheads, stamp=model_stamp(model), alternatives=alternatives,
+    )  # fmt: skip
 
 
 def plan_job(request: PlanRequest, sizer: Sizes | None) -> JobPlan | DoesNotFit:
@@ -156,16 +184,26 @@ def plan_job(request: PlanRequest, sizer: Sizes | None) -> JobPlan | DoesNotFit:
     assert request.job is not None
     knobs, sizes = _checked_knobs(request), _no_sizes(sizer)
     steps = job_planning(
-        request.machine, request.model, request.job, request.workload, request.budget, knobs,
+        request.machine, request.gguf, request.job, request.workload, request.budget, knobs,
         request.overheads, sizes, stamp=model_stamp(request.model),
     )  # fmt: skip
-    return _answered(steps, request.model, sizer, sizes)
+    return _answered(steps, request.gguf, sizer, sizes)
 
 
 def _checked_knobs(request: PlanRequest) -> Knobs:
-    check_n_ctx(request.model, request.workload)
+    _check_quantize(request)
+    check_n_ctx(request.gguf, request.workload)
     check_gpu_layers(request.knobs, request.machine)
-    return _clamped(request.knobs, request.model)
+    return _clamped(request.knobs, request.gguf)
+
+
+def _check_quantize(request: PlanRequest) -> None:
+    if request.knobs.quantize is not None or request.knobs.double_quant is not None:
+        raise UsageError(
+            f"`{request.model.name}` is a GGUF in {request.model.quantization}, and `--quantize` "
+            "is for safetensors",
+            hint="leave `--quantize` out, or give a folder or a repository with safetensors",
+        )
 
 
 _Sizings = dict[EngineSettings, Sizing | SizingFailure]

@@ -16,8 +16,8 @@ from loadmaster.model.shapes.library import (
 from loadmaster.plan.budget import make_budget
 from loadmaster.plan.compare import Candidate, Limits
 from loadmaster.plan.overhead import default_overheads
-from loadmaster.plan.types import Plan
-from loadmaster.tasks.comparison import Comparison
+from loadmaster.plan.types import DoesNotFit, Plan
+from loadmaster.tasks.comparison import Comparison, split_quantize
 from loadmaster.tasks.locating import locate_header
 from loadmaster.tasks.planning import PlanRequest, plan_model
 
@@ -127,7 +127,8 @@ def _smaller_model(comparison: Comparison) -> list[Remedy]:
     for size, reference in sorted(_shapes(), key=lambda pair: -pair[0]):
         if size >= smallest:
             continue
-        request = replace(comparison.request, model=shape_model(reference))
+        knobs = replace(comparison.request.knobs, quantize=None, double_quant=None)
+        request = replace(comparison.request, model=shape_model(reference), knobs=knobs)
         speed = _reaches(plan_model(_fitted(request), None, alternatives=False), comparison.limits)
         if speed is not None:
             return [Remedy(flags=f"loadmaster plan {reference}", decode_tok_s=speed)]
@@ -155,8 +156,13 @@ def _fitted(request: PlanRequest) -> PlanRequest:
 def _other_machine(comparison: Comparison, candidate: Candidate) -> list[Remedy]:
     """The shipped profile with the least VRAM on which the candidate reaches the speed."""
     here = _vram(comparison.request.machine)
-    model = locate_header(candidate.reference).model
-    knobs = replace(comparison.request.knobs, type_k=candidate.type_k, type_v=candidate.type_v)
+    name, quantize = split_quantize(candidate.reference)
+    located = locate_header(name, quantize)
+    model = located.model
+    knobs = replace(
+        comparison.request.knobs, type_k=candidate.type_k, type_v=candidate.type_v,
+        quantize=located.quantize or quantize,
+    )  # fmt: skip
     machines = [load_profile(name) for name in profile_names()]
     for machine in sorted(machines, key=_vram):
         if _vram(machine) <= here:
@@ -165,11 +171,19 @@ def _other_machine(comparison: Comparison, candidate: Candidate) -> list[Remedy]
             comparison.request, model=model, knobs=knobs, machine=machine,
             budget=make_budget(machine), overheads=default_overheads(machine.gpus),
         )  # fmt: skip
-        speed = _reaches(plan_model(request, None, alternatives=False), comparison.limits)
+        speed = _reaches(_planned(request), comparison.limits)
         if speed is not None:
             flags = f"--machine {machine.name} {candidate.reference}"
             return [Remedy(flags=flags, decode_tok_s=speed)]
     return []
+
+
+def _planned(request: PlanRequest) -> Plan | DoesNotFit | None:
+    """None on a machine whose GPUs the engine does not drive."""
+    try:
+        return plan_model(request, None, alternatives=False)
+    except UsageError:
+        return None
 
 
 def _vram(machine: Machine) -> int:

@@ -28,7 +28,7 @@ from loadmaster.errors import (
     LoadmasterError,
     OverBudgetError,
 )
-from loadmaster.plan.types import CPU, DoesNotFit, Plan
+from loadmaster.plan.types import CPU, DoesNotFit, MemoryItem, Plan
 from loadmaster.tasks.measurement import MemoryRow, compare, excess_by_device
 from loadmaster.tasks.progress import Progress
 from loadmaster.units import MIB, Bytes, format_size
@@ -91,6 +91,12 @@ class OpenEngine(Protocol):
 
     def cancel(self, request_id: str) -> None:
         """End a request early."""
+
+    def limit_steps(self, deadline_s: float) -> None:
+        """A step, or a call, that takes longer ends the worker."""
+
+    def give_up(self, error: LoadmasterError) -> None:
+        """Have the worker killed; whatever is open ends with `error`."""
 
     def log_tail(self) -> tuple[str, ...]:
         """The engine's last log lines."""
@@ -284,13 +290,31 @@ def _add_log(error: BaseException, engine: OpenEngine) -> None:
 
 
 def _request(plan: Plan, opening: Opening) -> LoadRequest:
-    cap = plan.device(CPU).budget_bytes - opening.parent_bytes()
+    host = plan.device(CPU)
+    cap = host.budget_bytes - opening.parent_bytes()
     return LoadRequest(
         model_path=Path(plan.model_files[0]),
         model_stamp=plan.model_stamp,
         settings=plan.engine,
         ram_cap_bytes=Bytes(max(0, cap)),
+        state_bytes=host.of("cache"),
+        device_caps=_allocator_caps(plan),
     )
+
+
+def _allocator_caps(plan: Plan) -> dict[str, Bytes]:
+    """Of each GPU, its cap less the driver's context: what is left is the engine's to allocate."""
+    return {
+        device.id: Bytes(
+            max(0, device.budget_bytes - sum(i.bytes for i in device.items if _is_context(i)))
+        )
+        for device in plan.devices
+        if device.id != CPU
+    }
+
+
+def _is_context(item: MemoryItem) -> bool:
+    return item.kind == "overhead" and item.why.endswith(" context")
 
 
 def _prove(session: Session) -> None:
@@ -310,12 +334,12 @@ def _prove(session: Session) -> None:
 def _check_free(plan: Plan, opening: Opening) -> None:
     for device in plan.devices:
         free = opening.free_bytes(device.id)
-        if free is not None and free < device.planned_bytes:
+        if free is not None and free < device.needed_bytes:
             raise OverBudgetError(
                 f"{device.id} has {format_size(free)} free, the plan takes "
-                f"{format_size(device.planned_bytes)}",
+                f"{format_size(device.needed_bytes)}",
                 hint="close what uses it, or lower `--vram` or `--ram`",
-                numbers={f"excess_bytes.{device.id}": device.planned_bytes - free},
+                numbers={f"excess_bytes.{device.id}": device.needed_bytes - free},
             )
 
 
@@ -328,9 +352,9 @@ def _smaller(plan: Plan, opening: Opening, error: EngineError) -> Plan | None:
         excess = error.numbers.get(f"excess_bytes.{device.id}")
         if isinstance(excess, int):
             # The room that was left does not help again: what was planned was already too much.
-            caps[device.id] = Bytes(max(0, device.planned_bytes - excess))
+            caps[device.id] = Bytes(max(0, device.needed_bytes - excess))
         elif isinstance(error, EngineRefusedError) and device.id != CPU:
-            caps[device.id] = Bytes(max(0, device.planned_bytes - REFUSED_STEP_BYTES))
+            caps[device.id] = Bytes(max(0, device.needed_bytes - REFUSED_STEP_BYTES))
     if not caps:
         return None
     outcome = opening.replan(caps, "less what the last load took above its plan")

@@ -5,17 +5,13 @@ while the model loads (about 0.1 s) and stays, so a render costs about 1 ms.
 """
 
 import json
-import os
-import select
-import subprocess
-import sys
-import time
+import signal
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from loadmaster.errors import DamagedFileError, LoadmasterError, UsageError
+from loadmaster.tasks.line_child import LineChild
 
 Role = Literal["system", "user", "assistant"]
 ChatMessage = Mapping[str, Any]  # `role` and `content`; a server's also `tool_calls`
@@ -43,13 +39,13 @@ class ChatTemplate:
     def __init__(self, source: str | None, *, cpu_limit_s: float = CPU_LIMIT_S) -> None:
         self._source = source
         self._cpu_limit_s = cpu_limit_s
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child = LineChild("loadmaster.tasks.template_worker")
         if source is None:
             return
         n_bytes = len(source.encode())
         if n_bytes > TEMPLATE_LIMIT_BYTES:
             raise _bad_template(f"it has {n_bytes} bytes, the limit is {TEMPLATE_LIMIT_BYTES}")
-        self._child = _start_child()
+        self._child.start()
 
     @property
     def is_fallback(self) -> bool:
@@ -59,7 +55,7 @@ class ChatTemplate:
     @property
     def pid(self) -> int | None:
         """The child, whose memory belongs to the budget too."""
-        return self._child.pid if self._child else None
+        return self._child.pid
 
     @property
     def takes_tools(self) -> bool:
@@ -99,14 +95,7 @@ class ChatTemplate:
 
     def close(self) -> None:
         """Stop the child; a later render starts a new one."""
-        child, self._child = self._child, None
-        if child is None:
-            return
-        child.kill()
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
-            if pipe:
-                pipe.close()
+        self._child.close()
 
     def __enter__(self) -> "ChatTemplate":
         return self
@@ -120,54 +109,19 @@ class ChatTemplate:
         self.close()
 
     def _ask(self, request: bytes) -> dict[str, str]:
-        child = self._child = self._child or _start_child()
-        line = _exchange(child, request, time.monotonic() + WALL_LIMIT_S)
+        line = self._child.ask(request, WALL_LIMIT_S)
         if line is None:
-            self.close()
-            raise _bad_template(f"it takes more than {self._cpu_limit_s:g} s to render")
+            raise _bad_template(self._cause(self._child.status))
         reply: dict[str, str] = json.loads(line)
         return reply
 
-
-def _start_child() -> subprocess.Popen[bytes]:
-    package_root = Path(__file__).parents[2]
-    # No secrets in its environment. `-P`: the current folder must not shadow the library.
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "loadmaster.tasks.template_worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={"PYTHONPATH": str(package_root), "PYTHONIOENCODING": "utf-8"},
-        start_new_session=True,  # Ctrl-C at the terminal is for the parent alone
-        close_fds=True,
-        bufsize=0,
-    )
-
-
-def _exchange(child: subprocess.Popen[bytes], request: bytes, deadline: float) -> bytes | None:
-    """Write the request, read one line; None when the child died or the deadline passed."""
-    assert child.stdin
-    assert child.stdout
-    source, sink = child.stdout.fileno(), child.stdin.fileno()
-    os.set_blocking(sink, False)
-    unsent, received = memoryview(request), bytearray()
-    while not received.endswith(b"\n"):
-        readable, writable, _ = select.select(
-            [source], [sink] if unsent else [], [], max(0.0, deadline - time.monotonic())
-        )
-        if not readable and not writable:
-            return None
-        try:
-            if writable:
-                unsent = unsent[os.write(sink, unsent[:65536]) :]
-            if readable:
-                chunk = os.read(source, 65536)
-                if not chunk:
-                    return None
-                received += chunk
-        except BrokenPipeError:
-            return None
-    return bytes(received)
+    def _cause(self, status: int) -> str:
+        """Why there is no reply: its own timer, our patience, or something that ended it."""
+        if status == -signal.SIGPROF:
+            return f"it takes more than {self._cpu_limit_s:g} s to render"
+        if status == -signal.SIGKILL:
+            return f"it takes more than {WALL_LIMIT_S:g} s to render, or more memory than there is"
+        return f"the process that renders it ended with status {status}"
 
 
 def _text(reply: dict[str, str]) -> str:

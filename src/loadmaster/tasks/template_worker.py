@@ -5,13 +5,13 @@ Python's internals; the limits of this process keep its memory and time away fro
 that uses up its CPU time is killed by SIGPROF's default action, even inside one long C call.
 
 One JSON request per line on stdin, one JSON reply per line on stdout, until end of file.
+`--confinements` prints which protections this machine grants it, and ends.
 """
 
 import json
 import resource
 import signal
 import sys
-from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
 
@@ -21,7 +21,13 @@ from jinja2 import nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MEMORY_LIMIT_BYTES = 256 << 20  # measured: 12 MiB before the first render
+from loadmaster.engine.confine import confine_renderer
+from loadmaster.machine.types import Confinement
+from loadmaster.schema import to_json
+from loadmaster.units import MIB, Bytes
+
+MESSAGE_LIMIT_CHARS = 1000
+MEMORY_LIMIT_BYTES = Bytes(256 * MIB)  # measured: 12 MiB before the first render
 _UNUSED_GLOBALS = ("lipsum", "cycler", "joiner")  # no chat template needs them
 
 
@@ -74,7 +80,10 @@ def _compiled(source: str) -> jinja2.Template:
     return _environment().from_string(source)
 
 
-def _render(request: dict[str, object], output_limit: int) -> str:
+def _render(line: str) -> str:
+    request = json.loads(line)
+    output_limit = int(request["output_limit"])
+    signal.setitimer(signal.ITIMER_PROF, float(request["cpu_s"]))
     parts: list[str] = []
     length = 0
     variables = request["variables"]
@@ -87,36 +96,37 @@ def _render(request: dict[str, object], output_limit: int) -> str:
     return "".join(parts)
 
 
-def _reply(render: Callable[[], str]) -> dict[str, str]:
+def _reply(line: str) -> str:
+    """One line of JSON, whatever the template does."""
     try:
-        return {"text": render()}
+        return json.dumps({"text": _render(line)})
     except _Refused as refusal:
-        return {"refused": str(refusal)}
+        return json.dumps({"refused": str(refusal)[:MESSAGE_LIMIT_CHARS]})
     except MemoryError:
-        return {"failed": f"it needs more than {MEMORY_LIMIT_BYTES >> 20} MiB of memory"}
+        return json.dumps(
+            {"failed": f"it needs more than {MEMORY_LIMIT_BYTES // MIB} MiB of memory"}
+        )
     except Exception as problem:  # anything a template does wrong is a reply, never a crash
-        return {"failed": f"{type(problem).__name__}: {problem}"}
+        reason = f"{type(problem).__name__}: {problem}"
+        return json.dumps({"failed": reason[:MESSAGE_LIMIT_CHARS]})
 
 
-def _limit_process() -> None:
-    for limit, value in (
-        (resource.RLIMIT_DATA, MEMORY_LIMIT_BYTES),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-    ):
-        resource.setrlimit(limit, (value, value))
+def _confine() -> tuple[Confinement, ...]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the parent
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    return confine_renderer(MEMORY_LIMIT_BYTES)
 
 
 def main() -> None:
     """Answer requests until stdin ends."""
-    _limit_process()
+    granted = _confine()
+    if "--confinements" in sys.argv[1:]:
+        print(json.dumps(to_json(granted)))
+        return
     for line in sys.stdin:
-        request = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, float(request["cpu_s"]))
-        reply = _reply(lambda req=request: _render(req, int(req["output_limit"])))  # type: ignore[misc]
+        reply = _reply(line)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.write(json.dumps(reply) + "\n")
+        sys.stdout.write(reply + "\n")
         sys.stdout.flush()
 
 

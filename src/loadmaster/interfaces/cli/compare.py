@@ -95,6 +95,7 @@ def _letter(rank: int) -> str:
 
 def _table(comparison: Comparison) -> str:
     longest = comparison.limits.goal == "context"
+    engines = len({one.engine for one in comparison.candidates}) > 1
     head = [
         "",
         "model",
@@ -108,13 +109,17 @@ def _table(comparison: Comparison) -> str:
         "KL",
         "MMLU",
     ]
+    if engines:
+        head.insert(3, "engine")
     rows = [[*head, *(["n_ctx"] if longest else []), ""]]
     letters = marks(comparison)
     for index, letter in letters.items():
         one = comparison.candidates[index]
         row = [letter, *_cells(one), *([_n_ctx(one)] if longest else [])]
+        if engines:
+            row.insert(3, one.engine)
         rows.append([*row, _remark(comparison, index, letters)])
-    return table(rows, right=set(range(4, 11 + longest)))
+    return table(rows, right=set(range(4 + engines, 11 + longest + engines)))
 
 
 def _cells(one: Candidate) -> list[str]:
@@ -159,7 +164,8 @@ def _answer(comparison: Comparison) -> list[str]:
         speed = one.decode_tok_s
         rate = "" if speed is None else f", {_rate(speed)} tok/s"
         longest = f", n_ctx up to {one.largest_n_ctx}" if one.largest_n_ctx else ""
-        cache = "" if one.type_k == "f16" else f" --kv {one.type_k}"
+        usual = one.type_k == "f16" or one.engine == "transformers"
+        cache = "" if usual else f" --kv {one.type_k}"
         lines.append(f"take {one.reference}{cache}{rate}{longest}")
     if lines:
         lines.append(f"rule: {comparison.choice.rule}")
@@ -180,6 +186,11 @@ def notes(comparison: Comparison) -> list[str]:
         found.append(
             "note: KL divergence does not rank different models; published MMLU does, and there is"
             f" some of {ranked}"
+        )
+    if any(one.engine == "transformers" for one in candidates):
+        found.append(
+            "note: `file` of safetensors is before they are quantized, which happens at every load;"
+            " no engine is asked for their buffers"
         )
     if any(one.kl is None for one in candidates):
         found.append("note: `?` is a quantization or a cache type without a published figure")
@@ -258,6 +269,7 @@ def _candidate_json(one: Candidate) -> dict[str, Any]:
         "reference": one.reference,
         "model": one.model,
         "quantization": one.quantization,
+        "engine": one.engine,
         "type_k": one.type_k,
         "type_v": one.type_v,
         "file_bytes": one.file_bytes,

@@ -78,7 +78,7 @@ def diagnosis_text(diagnosis: Diagnosis) -> str:
         ("GPUs", _gpu_rows(machine.gpus)),
         ("programs on the GPUs", _process_rows(machine.gpus)),
         ("engines", _engine_rows(diagnosis.engines)),
-        ("confinement of workers", _confinement_rows(machine)),
+        ("confinement of workers and of the server", _confinement_rows(machine)),
     ]
     blocks = [_block(title, table(rows)) for title, rows in sections if rows]
     if machine.measured:

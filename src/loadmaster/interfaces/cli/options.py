@@ -107,6 +107,14 @@ _ENGINE = (
         help="How weights come into RAM: read, mapped, or mapped and locked.",
     ),
     _option(
+        "--quantize", "quantize", type=click.Choice(["nf4", "int8", "fp8", "fp4", "none"]),
+        help="Of a safetensors model: what its weights are made while they load; default: none.",
+    ),
+    _option(
+        "--no-double-quant", "no_double_quant", is_flag=True,
+        help="With --quantize nf4 or fp4: scales in full, 4.5 bits a weight instead of 4.13.",
+    ),
+    _option(
         "-mm", "--mmproj", "mmproj", metavar="FILE", hidden=True, help="Refused: text only.",
     ),
     _option(
@@ -214,6 +222,8 @@ def _read_knobs(given: dict[str, Any]) -> Knobs:
         swa_full=True if given["swa_full"] else None,
         load_mode=load_mode,
         n_threads=given["n_threads"],
+        quantize=given.get("quantize"),
+        double_quant=False if given.get("no_double_quant") else None,
     )
 
 

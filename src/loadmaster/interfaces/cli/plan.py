@@ -98,6 +98,10 @@ def command(models: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **
     `ollama:name:tag`, or a shape without any file, `shape:llama-3-70b@Q4_K_M`. Of a model that is
     not on this machine only the header is read.
 
+    It may also be a folder or a Hub repository with safetensors, planned for transformers with
+    bitsandbytes: --quantize says what its weights become (of a shape also `@nf4`). Layers go to the
+    GPUs; with -ngl N the others stay on the CPU, unquantized.
+
     Every line of the ledger says where its figure is from: `header` and `engine` are exact,
     `calibrated` was measured here, `bound` is a conservative bound. Exit code 3: nothing fits.
 
@@ -105,7 +109,7 @@ def command(models: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **
     per hour; `loadmaster batch plan FILE` chooses the sequences too, from a file of requests.
 
     With --compare, MODEL may be given several times and may be a folder or a repository: each of
-    its files is planned, with an f16 and a q8_0 cache.
+    its files is planned, with an f16 and a q8_0 cache; of safetensors each of none, int8 and nf4.
     """
     options = _with_workload(read_plan_options(given), given)
     if given["comparing"]:

@@ -99,7 +99,9 @@ def bar_line(verb: str, fraction: float, amount: str, elapsed_s: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    """`0.4 s`, `42 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

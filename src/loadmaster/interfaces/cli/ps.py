@@ -44,6 +44,8 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _until(row: Mapping[str, Any]) -> str:
+    if row.get("n_items") and row["idle_s"] is not None:
+        return "its job ends"
     if row["expires_s"] is None:
         return "in use" if row["idle_s"] is None else "kept"
     return f"{row['expires_s']:.0f} s from now"

@@ -6,6 +6,8 @@ Plain aligned columns, legible without colour and when piped; every function ret
 from collections.abc import Iterable, Sequence
 
 from loadmaster.engine.types import DoneEvent
+from loadmaster.interfaces.cli import render_hf
+from loadmaster.interfaces.cli.render_hf import cells_flags
 from loadmaster.plan.types import (
     Alternative,
     DevicePlan,
@@ -13,6 +15,7 @@ from loadmaster.plan.types import (
     EngineSettings,
     Plan,
     Prediction,
+    TransformersSettings,
     Workload,
 )
 from loadmaster.tasks.measurement import MemoryRow
@@ -62,6 +65,8 @@ def headline(plan: Plan) -> str:
 
 def layers_text(plan: Plan) -> str:
     """Where the layers are, in words."""
+    if isinstance(plan.engine, TransformersSettings):
+        return render_hf.layers_text(plan.engine, plan.n_layer)
     gpus = [device.id for device in plan.devices if device.id != "cpu"]
     total = plan.n_layer + 1  # llama.cpp counts the output layer as one
     on_gpu = plan.engine.n_gpu_layers
@@ -99,13 +104,17 @@ def _of_cap(device: DevicePlan) -> str:
 
 def settings_text(plan: Plan) -> str:
     """The engine's settings as the flags that fix them."""
-    return "settings as flags\n" + _INDENT + " ".join(settings_flags(plan.engine, plan.workload))
+    if isinstance(plan.engine, TransformersSettings):
+        flags = render_hf.settings_flags(plan.engine, plan.workload)
+    else:
+        flags = settings_flags(plan.engine, plan.workload)
+    return "settings as flags\n" + _INDENT + " ".join(flags)
 
 
 def settings_flags(engine: EngineSettings, workload: Workload | None = None) -> list[str]:
     """Flags of `run` that lead to these settings on the same machine."""
     flags = [
-        *_cells_flags(engine, workload),
+        *cells_flags(engine, workload),
         f"-ngl {engine.n_gpu_layers}",
         f"-ctk {engine.type_k}",
         f"-ctv {engine.type_v}",
@@ -126,16 +135,6 @@ def settings_flags(engine: EngineSettings, workload: Workload | None = None) -> 
     if engine.swa_full:
         flags.append("--swa-full")
     return flags
-
-
-def _cells_flags(engine: EngineSettings, workload: Workload | None) -> list[str]:
-    """Tokens of one sequence, the number of sequences, and the cells of all where they differ."""
-    n_ctx, n = engine.n_ctx // engine.n_seq_max, engine.n_seq_max
-    if n == 1:
-        return [f"--ctx {n_ctx}"]
-    if workload is None or workload.n_cells is None:
-        return [f"--ctx {n_ctx}", f"--sequences {n}"]
-    return [f"--ctx {workload.n_ctx}", f"--sequences {n}", f"--cells {engine.n_ctx}"]
 
 
 UNMEASURED = (

@@ -10,18 +10,19 @@ from typing import Any
 
 import click
 
+from loadmaster.engine.confine import confine_server
 from loadmaster.errors import UsageError
 from loadmaster.interfaces.cli import render
 from loadmaster.interfaces.cli.options import common_options, plan_options, read_plan_options
 from loadmaster.interfaces.cli.progress import TerminalProgress
+from loadmaster.tasks.serving.client import DEFAULT_HOST, DEFAULT_PORT
 from loadmaster.tasks.serving.events import EventLog
 from loadmaster.tasks.serving.host import Serving
-from loadmaster.tasks.serving.offers import Offers, read_offers
+from loadmaster.tasks.serving.offers import Offers, read_offers, with_contexts
 from loadmaster.tasks.serving.opening import Opener, check_parallel
+from loadmaster.tasks.serving.strict import require_confined
 from loadmaster.tasks.serving.types import ServeOptions, ServerEvent, parse_keep_alive
 
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 8765
 _KEY_BYTES = 32
 
 
@@ -30,6 +31,10 @@ _KEY_BYTES = 32
 @click.option(
     "--embeddings", multiple=True, metavar="[ID=]MODEL",
     help="Offer a model for embeddings, with mean pooling where its header names none.",
+)  # fmt: skip
+@click.option(
+    "--model-ctx", multiple=True, metavar="ID=N",
+    help="Tokens of prompt and answer for one model, in place of --ctx.",
 )  # fmt: skip
 @click.option("--host", default=DEFAULT_HOST, show_default=True, help="Address to listen on.")
 @click.option(
@@ -58,6 +63,14 @@ _KEY_BYTES = 32
     "--drain", "drain_s", type=click.FloatRange(min=0), default=30.0, show_default=True,
     metavar="SECONDS", help="How long requests may go on after Ctrl-C or SIGTERM.",
 )  # fmt: skip
+@click.option(
+    "--probe", "probe_s", type=click.FloatRange(min=0), default=30.0, show_default=True,
+    metavar="SECONDS", help="An idle model decodes one token so often, as a check; 0: never.",
+)  # fmt: skip
+@click.option(
+    "--strict", is_flag=True,
+    help="Refuse to start where a confinement that `doctor` lists is not in force.",
+)  # fmt: skip
 @click.option("--backend-options", hidden=True, help="JSON for the fake backend, for tests.")
 @plan_options
 @common_options
@@ -67,7 +80,8 @@ def command(models: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **
     MODEL is a GGUF file, a model of the Hub or of Ollama that is here, or `demo`; `ID=MODEL` gives
     it the name that clients send. Without one, the packaged model and those of Ollama are offered.
     The first is loaded now, the others when they are asked for; what does not fit beside them takes
-    the place of the one that was used least recently.
+    the place of the one that was used least recently. Batches of `/v1/batches` are jobs, as in
+    `loadmaster batch`; people's requests go before their items.
     """
     from loadmaster.interfaces.http.listen import Listening, bind, run
 
@@ -82,13 +96,16 @@ def command(models: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **
     )
     listening.rules()
     options = _options(given)
-    offers = read_offers(models, given["embeddings"])
+    confine_server()
+    if given["strict"]:
+        require_confined(options.plan.backend)
+    offers = with_contexts(read_offers(models, given["embeddings"]), given["model_ctx"])
     listener = bind(listening)
     port = listener.getsockname()[1]
     _announce(listening.host, port, offers, progress, as_json=as_json)
 
     def make_serving() -> Serving:
-        opener = Opener(options.plan, given["n_parallel"])
+        opener = Opener(options.plan, given["n_parallel"], strict=given["strict"])
         return Serving(offers, options, opener, events=EventLog(_sayer(progress)))
 
     async def on_start(serving: Serving) -> None:
@@ -118,6 +135,7 @@ def _options(given: dict[str, Any]) -> ServeOptions:
         queue_cap=given["queue_cap"],
         keep_alive_s=keep_alive_s,
         drain_s=given["drain_s"],
+        probe_s=given["probe_s"],
     )
 
 

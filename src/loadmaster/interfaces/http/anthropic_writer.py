@@ -2,14 +2,23 @@
 
 import json
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from loadmaster.engine.types import DoneEvent, TextEvent
 from loadmaster.interfaces.http.errors import as_ours, body_for, dumps
 from loadmaster.interfaces.http.streams import EVENT_STREAM, PING, sse
 from loadmaster.interfaces.http.writing import Start
-from loadmaster.tasks.api.answer_reading import AnswerReader, Called, Piece, Said, Thought
+from loadmaster.tasks.api.answer_reading import (
+    AnswerReader,
+    Arguments,
+    Called,
+    Calling,
+    NewReader,
+    Piece,
+    Said,
+    Thought,
+)
 from loadmaster.tasks.api.openai_answers import Body, Gathering
 from loadmaster.tasks.serving.answer import PartEvent
 
@@ -22,7 +31,7 @@ class AnthropicWriter:
     media_type = EVENT_STREAM
     ping: bytes | None = PING
 
-    def __init__(self, reader: Callable[[], AnswerReader]) -> None:
+    def __init__(self, reader: NewReader) -> None:
         self._new_reader = reader
         self._reader = AnswerReader()
         self._id = f"msg_{uuid.uuid4().hex}"
@@ -31,7 +40,7 @@ class AnthropicWriter:
 
     def begin(self, start: Start) -> bytes:
         """The message without its content."""
-        self._reader = self._new_reader()
+        self._reader = self._new_reader(in_pieces=True)
         message = self._message(start.model, [], None, start.n_prompt, 0)
         return _event("message_start", {"message": message})
 
@@ -89,12 +98,14 @@ class AnthropicWriter:
                 block = {"type": "thinking", "thinking": "", "signature": ""}
                 opened = self._open_block("thinking", block)
                 return opened + self._delta({"type": "thinking_delta", "thinking": text})
-            case Called():
+            case Calling():
                 closed = self._close()
                 call: Body = {"type": "tool_use", "id": piece.id, "name": piece.name, "input": {}}
-                opened = self._open_block("tool_use", call)
-                delta = {"type": "input_json_delta", "partial_json": piece.arguments}
-                return closed + opened + self._delta(delta) + self._close()
+                return closed + self._open_block("tool_use", call)
+            case Arguments(text=text):
+                return self._delta({"type": "input_json_delta", "partial_json": text})
+            case Called():
+                return self._close()
 
     def _open_block(self, kind: str, block: Body) -> bytes:
         if self._open == kind:

@@ -2,19 +2,22 @@
 
 import traceback
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from loadmaster.errors import LoadmasterError, NotFoundError, UsageError
 from loadmaster.interfaces.http import (
     anthropic_routes,
+    batch_routes,
     editor_routes,
+    file_routes,
     native_routes,
     ollama_routes,
     openai_routes,
@@ -25,6 +28,7 @@ from loadmaster.interfaces.http.guard import Guard, Rules
 from loadmaster.interfaces.http.openai_routes import json_response
 from loadmaster.interfaces.http.openapi import document
 from loadmaster.interfaces.http.streams import ClientGoneError
+from loadmaster.tasks.serving.desk import open_desk
 from loadmaster.tasks.serving.host import Serving
 
 OpenServing = Callable[[], AbstractAsyncContextManager[Serving]]
@@ -35,6 +39,8 @@ def routes() -> list[BaseRoute]:
     """Everything that is answered."""
     return [
         *openai_routes.ROUTES,
+        *file_routes.ROUTES,
+        *batch_routes.ROUTES,
         *anthropic_routes.ROUTES,
         *editor_routes.ROUTES,
         *ollama_routes.ROUTES,
@@ -48,13 +54,19 @@ async def _openapi(request: Request) -> Response:
     return json_response(document(routes()))
 
 
-def make_app(open_serving: OpenServing, rules: Rules) -> Starlette:
-    """The application; `open_serving` makes what it serves inside the event loop, and ends it."""
+def make_app(open_serving: OpenServing, rules: Rules, folder: Path | None = None) -> Starlette:
+    """The application; `open_serving` makes what it serves inside the event loop, and ends it.
+
+    `folder` is where files and batches are kept; None: this server takes none.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with open_serving() as serving:
-            app.state.serving = serving
+        async with AsyncExitStack() as stack:
+            app.state.serving = await stack.enter_async_context(open_serving())
+            if folder is not None:
+                desk = open_desk(app.state.serving, folder)
+                app.state.desk = await stack.enter_async_context(desk)
             yield
 
     return Starlette(
@@ -65,6 +77,7 @@ def make_app(open_serving: OpenServing, rules: Rules) -> Starlette:
             HTTPException: _http_error,
             LoadmasterError: _our_error,
             ClientGoneError: _gone,
+            ClientDisconnect: _gone,  # while it still sent its body
             Exception: _defect,
         },
     )

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import math
+import re
 from typing import Any, NoReturn
 
 from starlette.requests import Request
@@ -10,6 +12,7 @@ from loadmaster.errors import UsageError
 
 DEPTH_LIMIT = 64
 _LARGE_BYTES = 256 << 10
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # a half of UTF-16's pairs, as JSON writes it
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -31,7 +34,9 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         UsageError: it is none.
     """
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(
+            raw.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite
+        )
     except UnicodeDecodeError as error:
         raise UsageError(f"the body is not UTF-8: byte {error.start} is no character") from None
     except RecursionError:
@@ -43,11 +48,32 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise UsageError("the body is not a JSON object")
     if _is_deeper(value, DEPTH_LIMIT):
         raise _too_deep()
+    if _SURROGATE.search(raw) is not None:
+        _refuse_halves(value)
     return value
+
+
+def _refuse_halves(value: dict[str, Any]) -> None:
+    """Pairs became characters when they were read; what is left over is half of one."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            "the body has half of a surrogate pair, which is no character",
+            hint="cut texts between characters, not between UTF-16 units",
+        ) from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    """1e999 would be read as an infinity, which no JSON can tell of again."""
+    value = float(text)
+    if math.isinf(value):
+        raise UsageError("a number of the body is too large")
+    return value
 
 
 def _too_deep() -> UsageError:

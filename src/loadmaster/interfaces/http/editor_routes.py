@@ -10,7 +10,7 @@ from loadmaster.interfaces.http.bodies import read_json
 from loadmaster.interfaces.http.editor_writer import EditorWriter
 from loadmaster.interfaces.http.generating import respond, scope_of, serving_of
 from loadmaster.interfaces.http.openai_routes import json_response
-from loadmaster.interfaces.http.openai_writers import ChatWriter
+from loadmaster.interfaces.http.openai_writers import FillWriter
 from loadmaster.tasks.api.answer_reading import AnswerReader
 from loadmaster.tasks.api.chat_requests import parse_tool_chat
 from loadmaster.tasks.api.openai_fields import Fields
@@ -77,7 +77,7 @@ async def fim(request: Request) -> Response:
         generation=asked.generation,
         prefix_scope=scope_of(request),
     )
-    return await respond(request, job, ChatWriter(asked.generation, AnswerReader))
+    return await respond(request, job, FillWriter(asked.generation, AnswerReader))
 
 
 def as_openai(body: dict[str, Any]) -> dict[str, Any]:

@@ -58,13 +58,18 @@ async def begin(serving: Serving, job: Job) -> Begun:
     check_choices(job.generation.n)
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(serving.use(job.model))
-        check_writes(model.id, model.live)
+        check_writes(model.id, await serving.live(model))
+        if job.generation.json_schema is not None:
+            await serving.check_schema(job.generation.json_schema)
         prompts = await serving.call(model, job.tokenize)
-        requests = engine_requests(model.live, prompts, job, model.new_request_id)
+        opened = await serving.live(model)
+        requests = engine_requests(opened, prompts, job, model.new_request_id)
         start = Start(
             model=model.id, n_parts=len(requests), n_prompt=sum(len(tokens) for tokens in prompts)
         )
         answer = serving.submit(model, requests)
+        if job.generation.json_schema is not None:
+            await answer.first()  # a schema that cannot be used is a refusal, not an event
         return Begun(start=start, answer=answer, held=stack.pop_all())
 
 
@@ -77,8 +82,10 @@ async def respond(request: Request, job: Job, writer: Writer) -> Response:
     serving.find(job.model)  # an unknown name needs no wait
     beginning = asyncio.create_task(begin(serving, job))
     ready = serving.find(job.model).state == "ready"
+    # A schema is tried out first, which takes a moment, and may be refused.
+    grace_s = GRACE_S if ready and job.generation.json_schema is None else GRACE_TO_PLAN_S
     try:
-        await asyncio.wait({beginning}, timeout=GRACE_S if ready else GRACE_TO_PLAN_S)
+        await asyncio.wait({beginning}, timeout=grace_s)
     except asyncio.CancelledError:
         _abandon(beginning)
         raise
@@ -88,6 +95,7 @@ async def respond(request: Request, job: Job, writer: Writer) -> Response:
         _pieces(beginning, writer),
         media_type=writer.media_type,
         ping=writer.ping,
+        ping_first=not ready,
         on_end=partial(_abandon, beginning),
     )
 

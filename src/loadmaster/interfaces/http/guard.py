@@ -5,8 +5,10 @@ no boundary by itself: a request has to name a host that is ours and may not com
 page. Any other bind needs a key.
 """
 
+import asyncio
 import hashlib
 import hmac
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +21,16 @@ from loadmaster.interfaces.http.errors import error_response
 
 BODY_LIMIT_BYTES = 8 << 20
 FILE_LIMIT_BYTES = 200 << 20
+BODY_WAIT_S = 30.0  # for the next bytes of a body that has begun
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN_PATHS = frozenset({"/health"})  # says only that the server is up
 FILES_PATH = "/v1/files"
 SCOPE_KEY = "loadmaster.prefix_scope"
+_HOST = re.compile(
+    r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[\w.-]+))(?::(?P<port>[0-9]{1,5}))?", re.A
+)
+_MOST_PORT = 65_535
+_MOST_DIGITS = 18  # of a length; more are no number of bytes
 _CORS_HEADERS = b"authorization, content-type, x-api-key, api-key"
 
 
@@ -51,11 +59,11 @@ class Guard:
             return  # websockets: none are spoken here
         try:
             headers = Headers(scope["headers"])
+            self._check_host(headers)
             origin = self._check_origin(headers)
             if scope["method"] == "OPTIONS" and origin is not None:
                 await _preflight(origin, send)
                 return
-            self._check_host(headers)
             scope[SCOPE_KEY] = self._check_key(scope["path"], headers)
             limit = _limit(scope["path"])
             _check_length(headers, limit)
@@ -84,7 +92,7 @@ class Guard:
                 raise _forbidden("a page of another site asked", hint="`--allow-origin URL`")
             return None
         origin = origins[0]
-        same = len(origins) == 1 and urlsplit(origin).netloc == headers.one("host")
+        same = len(origins) == 1 and _place(origin) == headers.one("host")
         if len(origins) > 1 or not (same or origin in self._rules.origins):
             raise _forbidden(
                 "the Origin of the request is not allowed",
@@ -138,21 +146,35 @@ def _digest(key: str) -> bytes:
 
 
 def _host_name(host: str) -> str | None:
-    """The name in `name:port`; None when it is malformed."""
+    """The name in `name:port`; None when it is malformed.
+
+    Not by `urlsplit`, which finds `::1` in `[::1]evil.example`.
+    """
+    found = _HOST.fullmatch(host)
+    if found is None or int(found["port"] or 0) > _MOST_PORT:
+        return None
+    return (found["address"] or found["name"]).lower()
+
+
+def _place(origin: str) -> str | None:
+    """The `name:port` of an origin; None when it is malformed."""
     try:
-        parts = urlsplit(f"//{host}")
-        _ = parts.port  # raises when it is no port
+        return urlsplit(origin).netloc
     except ValueError:
         return None
-    if not host or parts.netloc != host or parts.username is not None:
-        return None
-    return parts.hostname
 
 
 def _forbidden(message: str, *, hint: str | None = None) -> AuthError:
     error = AuthError(message, hint=hint)
     error.http_status, error.code = 403, "forbidden"
     return error
+
+
+class _TooSlow(UsageError):
+    """A body that does not go on."""
+
+    http_status = 408
+    code = "request_timeout"
 
 
 class _TooLarge(UsageError):
@@ -168,7 +190,7 @@ def _limit(path: str) -> int:
 
 def _check_length(headers: Headers, limit: int) -> None:
     stated = headers.one("content-length")
-    if stated.isdigit() and int(stated) > limit:
+    if stated.isdecimal() and (len(stated) > _MOST_DIGITS or int(stated) > limit):
         raise _too_large(limit)
 
 
@@ -177,19 +199,28 @@ def _too_large(limit: int) -> _TooLarge:
 
 
 class _Limited:
-    """A `receive` that counts: a body may come without its length."""
+    """A `receive` that counts and does not wait for ever: a body may come without its length."""
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive = receive
         self._limit = limit
         self._count = 0
+        self._complete = False
 
     async def __call__(self) -> Message:
-        message = await self._receive()
+        message = await (self._receive() if self._complete else self._next())
+        self._complete = not message.get("more_body", False)
         self._count += len(message.get("body", b""))
         if self._count > self._limit:
             raise _too_large(self._limit)
         return message
+
+    async def _next(self) -> Message:
+        try:
+            async with asyncio.timeout(BODY_WAIT_S):
+                return await self._receive()
+        except TimeoutError:
+            raise _TooSlow(f"no byte of the body came for {BODY_WAIT_S:g} s") from None
 
 
 def _with_origin(send: Send, origin: str | None) -> Send:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from types import FrameType
 
 import uvicorn
 
+from loadmaster import settings
 from loadmaster.errors import LoadmasterError, UsageError
 from loadmaster.interfaces.http.app import make_app
 from loadmaster.interfaces.http.guard import LOOPBACK_NAMES, Rules
@@ -18,6 +20,10 @@ from loadmaster.model.reference import is_loopback
 from loadmaster.tasks.serving.host import Serving
 
 _BACKLOG = 1024
+_MOST_FILES = 16_384
+# Linux: seconds of silence before the first question whether a client is there, and between two;
+# milliseconds for which what was sent may stay untaken.
+_TCP_LIMITS = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_USER_TIMEOUT": 90_000}
 _KEEP_ALIVE_S = 75  # of an idle connection; longer than clients' pools keep theirs for a next turn
 
 
@@ -65,6 +71,7 @@ def bind(listening: Listening) -> socket.socket:
     family = socket.AF_INET6 if ":" in listening.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _give_up_the_gone(listener)
     try:
         listener.bind((listening.host, listening.port))
         listener.listen(_BACKLOG)
@@ -72,6 +79,17 @@ def bind(listening: Listening) -> socket.socket:
         listener.close()
         raise _cannot_listen(listening, error) from None
     return listener
+
+
+def _give_up_the_gone(listener: socket.socket) -> None:
+    """Connections inherit it: one whose client vanished, or takes nothing, is ended by the kernel.
+
+    A response that was given up is not gone before that: its last bytes still wait to be taken.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _TCP_LIMITS.items():
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _cannot_listen(listening: Listening, error: OSError) -> UsageError:
@@ -109,6 +127,7 @@ def run(
         LoadmasterError: `on_start` did.
     """
     failure: list[LoadmasterError] = []
+    _allow_connections()
 
     @asynccontextmanager
     async def open_serving() -> AsyncIterator[Serving]:
@@ -125,11 +144,20 @@ def run(
             await asyncio.gather(*tasks, return_exceptions=True)
             await serving.close()
 
-    server = _Server(_config(make_app(open_serving, listening.rules()), listening))
+    app = make_app(open_serving, listening.rules(), settings.state_folder())
+    server = _Server(_config(app, listening))
     with listener:
         server.run(sockets=[listener])
     if failure:
         raise failure[0]
+
+
+def _allow_connections() -> None:
+    """Each client has a descriptor; shells give a program 1,024 of them and allow it far more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(_MOST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def _starting(

@@ -28,10 +28,19 @@ _SECONDS = {
 }
 
 
-def render(serving: Serving, memory: Mapping[str, Sequence[MemoryRow]]) -> str:
-    """All metrics; `memory` has the rows of each open model."""
+def render(
+    serving: Serving,
+    memory: Mapping[str, Sequence[MemoryRow]],
+    *,
+    statuses: Mapping[str, int] | None = None,
+    items: Mapping[str, Mapping[str, int]] | None = None,
+) -> str:
+    """All metrics; `memory` has the rows of each open model, `statuses` counts batches, `items`
+    their items by model and outcome."""
     lines: list[str] = []
     for metric in _metrics(serving, memory):
+        lines += metric
+    for metric in _batches(statuses or {}, items or {}):
         lines += metric
     return "\n".join(lines) + "\n"
 
@@ -42,6 +51,7 @@ def _metrics(serving: Serving, memory: Mapping[str, Sequence[MemoryRow]]) -> Ite
     yield _family("model_up", "gauge", "Whether the model is loaded.", _of(rows, _is_up))
     yield _family("requests_running", "gauge", "Requests with the worker.", _of(rows, _running))
     yield _family("requests_waiting", "gauge", "Requests that wait.", _of(rows, _waiting))
+    yield _family("batch_items_running", "gauge", "Items with the worker.", _of(rows, _items))
     yield _family("requests_total", "counter", "Requests by how they ended.", _ends(serving))
     for name, text in _SUMS.items():
         yield _family(f"{name}_total", "counter", text, _counts(serving, name))
@@ -51,6 +61,19 @@ def _metrics(serving: Serving, memory: Mapping[str, Sequence[MemoryRow]]) -> Ite
     yield _family("memory_planned_bytes", "gauge", "Bytes in the plan's ledger.", _planned(memory))
     yield _family("memory_measured_bytes", "gauge", "Bytes as measured.", _measured(memory))
     yield _family("memory_budget_bytes", "gauge", "The cap on the process total.", _caps(memory))
+
+
+def _batches(
+    statuses: Mapping[str, int], items: Mapping[str, Mapping[str, int]]
+) -> Iterator[list[str]]:
+    samples: list[Sample] = [({"status": name}, n) for name, n in sorted(statuses.items())]
+    yield _family("batches", "gauge", "Batches by their status.", samples)
+    ends: list[Sample] = [
+        ({"model": model, "outcome": outcome}, n)
+        for model, counts in items.items()
+        for outcome, n in sorted(counts.items())
+    ]
+    yield _family("batch_items_total", "counter", "Items of batches with a result.", ends)
 
 
 def _is_up(row: ModelRow) -> float:
@@ -63,6 +86,10 @@ def _running(row: ModelRow) -> float:
 
 def _waiting(row: ModelRow) -> float:
     return row.n_waiting
+
+
+def _items(row: ModelRow) -> float:
+    return row.n_items
 
 
 def _of(rows: Sequence[ModelRow], value: Callable[[ModelRow], float]) -> list[Sample]:

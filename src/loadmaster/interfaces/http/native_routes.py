@@ -13,6 +13,7 @@ from loadmaster.errors import LoadmasterError, UsageError
 from loadmaster.interfaces.http import metrics
 from loadmaster.interfaces.http.bodies import read_json
 from loadmaster.interfaces.http.errors import dumps
+from loadmaster.interfaces.http.front_page import front_page
 from loadmaster.interfaces.http.generating import serving_of
 from loadmaster.interfaces.http.openai_routes import json_response
 from loadmaster.interfaces.http.streams import PieceStream, sse
@@ -20,12 +21,14 @@ from loadmaster.plan.codec import plan_to_json
 from loadmaster.schema import to_json
 from loadmaster.tasks.doctor import diagnosis_json, examine
 from loadmaster.tasks.measurement import MemoryRow, rows_to_json
+from loadmaster.tasks.serving.desk import Desk
 from loadmaster.tasks.serving.facts import model_facts
 from loadmaster.tasks.serving.host import Serving
 
 # The worker answers between two steps; a scrape waits no longer than this for a fresh figure.
 MEMORY_WAIT_S = 1.0
 SCHEMA_VERSION = 1
+_ID_DIGITS = 18
 
 
 async def health(request: Request) -> Response:
@@ -54,7 +57,11 @@ async def props(request: Request) -> Response:
 async def prometheus(request: Request) -> Response:
     """GET /metrics"""
     serving = serving_of(request)
-    return Response(metrics.render(serving, await _memory(serving)), media_type=metrics.MEDIA_TYPE)
+    desk: Desk | None = getattr(request.app.state, "desk", None)
+    statuses = await desk.statuses() if desk else {}
+    items = desk.items if desk else {}
+    text = metrics.render(serving, await _memory(serving), statuses=statuses, items=items)
+    return Response(text, media_type=metrics.MEDIA_TYPE)
 
 
 async def _memory(serving: Serving) -> dict[str, Sequence[MemoryRow]]:
@@ -108,7 +115,7 @@ async def doctor(request: Request) -> Response:
 async def events(request: Request) -> Response:
     """GET /loadmaster/v1/events: what happened to models, and then what happens."""
     last = request.headers.get("last-event-id") or request.query_params.get("since") or "0"
-    if not last.isdigit():
+    if not (last.isdecimal() and len(last) <= _ID_DIGITS):
         raise UsageError("`since` is not the number of an event")
     return PieceStream(_events(serving_of(request), int(last)))
 
@@ -121,7 +128,8 @@ async def _events(serving: Serving, last_id: int) -> AsyncGenerator[bytes]:
 
 async def root(request: Request) -> Response:
     """GET /: a word for whoever opens the address in a browser."""
-    return Response(f"loadmaster {__version__} is running\n", media_type="text/plain")
+    models = serving_of(request).models.values()
+    return front_page(request, {model.id: model.state for model in models})
 
 
 ROUTES = [

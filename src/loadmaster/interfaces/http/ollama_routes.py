@@ -20,7 +20,7 @@ from loadmaster.tasks.api.ollama_requests import as_openai, keep_alive_s
 from loadmaster.tasks.api.openai_fields import Fields
 from loadmaster.tasks.api.openai_requests import parse_completion, parse_embedding
 from loadmaster.tasks.serving.embedding import Vectors, embed
-from loadmaster.tasks.serving.facts import ModelFacts, model_facts
+from loadmaster.tasks.serving.facts import ModelFacts, capabilities, model_facts
 from loadmaster.tasks.serving.host import Serving
 from loadmaster.tasks.serving.model import ServedModel
 from loadmaster.tasks.serving.requests import (
@@ -93,16 +93,14 @@ async def show(request: Request) -> Response:
     serving = serving_of(request)
     model = serving.find(fields.text("model") or fields.text("name"))
     facts = await model_facts(serving, model)
-    writes = not (facts.embeds or model.offer.embeds)
-    fills = writes and facts.fills_middle
-    kinds = {"completion": writes, "insert": fills, "embedding": not writes}
+    kinds = capabilities(model, facts)
     architecture = facts.architecture
     return json_response(
         {
             "modelfile": f"FROM {model.id}",
             "parameters": f"num_ctx {facts.n_ctx}",
             # Editors look for `.Suffix` to learn whether a model fills in the middle.
-            "template": "{{ .Prompt }}{{ .Suffix }}" if fills else "{{ .Prompt }}",
+            "template": "{{ .Prompt }}{{ .Suffix }}" if "insert" in kinds else "{{ .Prompt }}",
             "details": _details(facts),
             "model_info": {
                 "general.architecture": architecture,
@@ -111,7 +109,7 @@ async def show(request: Request) -> Response:
                 f"{architecture}.embedding_length": facts.n_embd,
                 f"{architecture}.block_count": facts.n_layer,
             },
-            "capabilities": [kind for kind, able in kinds.items() if able],
+            "capabilities": kinds,
             "modified_at": stamp(facts.mtime_s),
         }
     )
@@ -224,7 +222,7 @@ async def not_here(request: Request) -> Response:
     """Routes that would fetch, make or remove models."""
     await asyncio.sleep(0)
     text = f"{request.url.path} is not served: `loadmaster pull` fetches models"
-    return json_response({"error": text}, 501)
+    return json_response({"error": text}, 404)
 
 
 ROUTES = [

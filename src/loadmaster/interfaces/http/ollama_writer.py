@@ -2,14 +2,21 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from loadmaster.engine.types import DoneEvent, TextEvent
 from loadmaster.interfaces.http.errors import as_ours, body_for, dumps
 from loadmaster.interfaces.http.streams import NDJSON
 from loadmaster.interfaces.http.writing import Start
-from loadmaster.tasks.api.answer_reading import AnswerReader, Called, Piece, Said, Thought
+from loadmaster.tasks.api.answer_reading import (
+    AnswerReader,
+    Called,
+    NewReader,
+    Piece,
+    Said,
+    Thought,
+)
 from loadmaster.tasks.api.openai_answers import Body, Gathering
 from loadmaster.tasks.serving.answer import PartEvent
 
@@ -27,7 +34,7 @@ class OllamaWriter:
     media_type = NDJSON
     ping: bytes | None = None  # lines have no comments
 
-    def __init__(self, reader: Callable[[], AnswerReader] | None = None) -> None:
+    def __init__(self, reader: NewReader | None = None) -> None:
         """`reader`: of a chat, once its prompt is made; None: a completion, text alone."""
         self._new_reader = reader
         self._reader = AnswerReader()

@@ -24,7 +24,7 @@ from loadmaster.tasks.api.openai_requests import (
 )
 from loadmaster.tasks.api.responses_requests import as_openai as responses_as_chat
 from loadmaster.tasks.serving.embedding import embed, rank
-from loadmaster.tasks.serving.facts import model_facts
+from loadmaster.tasks.serving.facts import capabilities, model_facts
 from loadmaster.tasks.serving.host import Serving
 from loadmaster.tasks.serving.requests import (
     Job,
@@ -174,6 +174,7 @@ async def model_entry(serving: Serving, model_id: str) -> dict[str, Any]:
         "owned_by": "loadmaster",
         "max_model_len": facts.n_ctx,
         "context_length": facts.n_ctx,
+        "capabilities": capabilities(model, facts),
         "meta": {
             "n_ctx_train": facts.n_ctx_train,
             "n_vocab": facts.n_vocab,

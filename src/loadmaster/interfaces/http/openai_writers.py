@@ -1,7 +1,7 @@
 """OpenAI's answers, streamed and whole: chat and completions."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,16 @@ from loadmaster.interfaces.http.errors import as_ours, dumps
 from loadmaster.interfaces.http.streams import EVENT_STREAM, PING, sse
 from loadmaster.interfaces.http.writing import Start
 from loadmaster.tasks.api import openai_answers as answers
-from loadmaster.tasks.api.answer_reading import AnswerReader, Called, Piece, Said, Thought
+from loadmaster.tasks.api.answer_reading import (
+    AnswerReader,
+    Arguments,
+    Called,
+    Calling,
+    NewReader,
+    Piece,
+    Said,
+    Thought,
+)
 from loadmaster.tasks.api.openai_answers import Body, Gathering, Usage, usage_of
 from loadmaster.tasks.api.openai_requests import Generation
 from loadmaster.tasks.serving.answer import PartEvent
@@ -71,7 +80,7 @@ class OpenAIWriter:
 class ChatWriter(OpenAIWriter):
     """`chat.completion`: text, reasoning beside it, and calls of tools."""
 
-    def __init__(self, generation: Generation, reader: Callable[[], AnswerReader]) -> None:
+    def __init__(self, generation: Generation, reader: NewReader) -> None:
         """`reader` makes one for each choice, once the prompt is made."""
         super().__init__(generation, chat=True)
         self._new_reader = reader
@@ -80,7 +89,7 @@ class ChatWriter(OpenAIWriter):
     def begin(self, start: Start) -> bytes:
         """The role of each choice."""
         self._model = start.model
-        self._readers = [self._new_reader() for _ in range(start.n_parts)]
+        self._readers = [self._new_reader(in_pieces=True) for _ in range(start.n_parts)]
         return b"".join(
             self._chunk(part, role="assistant", text="") for part in range(start.n_parts)
         )
@@ -95,40 +104,38 @@ class ChatWriter(OpenAIWriter):
             reader = self._readers[item.part]
             rest = self._pieces(item.part, reader.end(), None)
             reason = finish_reason(event.finish_reason, reader.n_calls)
-            return rest + self._chunk(item.part, finish_reason=reason)
+            return rest + self._last(item.part, reason)
         return b""
+
+    def _last(self, part: int, reason: str) -> bytes:
+        return self._chunk(part, finish_reason=reason)
 
     def _pieces(self, part: int, pieces: Iterable[Piece], logprobs: Any) -> bytes:
         written = []
         for piece in pieces:
-            written.append(self._piece(part, piece, logprobs))
-            logprobs = None  # of all tokens of the event: with its first piece
+            if not isinstance(piece, Called):  # its arguments have been told
+                written.append(self._piece(part, piece, logprobs))
+                logprobs = None  # of all tokens of the event: with its first piece
         if not written and logprobs:
             written.append(self._chunk(part, logprobs=logprobs))
         return b"".join(written)
 
     def _piece(self, part: int, piece: Piece, logprobs: Any) -> bytes:
+        """A call's id and name come once, then its arguments: clients join every name they see."""
         match piece:
             case Said(text=text):
                 return self._chunk(part, text=text, logprobs=logprobs)
             case Thought(text=text):
                 return self._chunk(part, {"reasoning_content": text}, logprobs=logprobs)
+            case Calling():
+                function = {"name": piece.name, "arguments": ""}
+                call: Body = {"id": piece.id, "type": "function", "function": function}
+            case Arguments(text=text):
+                call = {"function": {"arguments": text}}
             case Called():
-                index = self._readers[part].n_calls - 1
-                return self._call(part, index, piece, logprobs)
-
-    def _call(self, part: int, index: int, call: Called, logprobs: Any) -> bytes:
-        """Id and name once, the arguments after them: some clients join every name they see."""
-        head = {
-            "index": index,
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": ""},
-        }
-        rest = {"index": index, "function": {"arguments": call.arguments}}
-        return self._chunk(part, {"tool_calls": [head]}, logprobs=logprobs) + self._chunk(
-            part, {"tool_calls": [rest]}
-        )
+                return b""
+        call = {"index": self._readers[part].n_calls - 1, **call}
+        return self._chunk(part, {"tool_calls": [call]}, logprobs=logprobs)
 
     def whole(self, model: str, parts: list[Gathering], dones: list[DoneEvent]) -> Body:
         """The body of an answer that is not streamed."""
@@ -144,6 +151,13 @@ class ChatWriter(OpenAIWriter):
             choice["message"].update(message_of([*reader.feed(part.text), *reader.end()]))
             choice["finish_reason"] = finish_reason(choice["finish_reason"], reader.n_calls)
         return body
+
+
+class FillWriter(ChatWriter):
+    """Mistral's fill-in-the-middle: every delta has a `content`, which editors join unseen."""
+
+    def _last(self, part: int, reason: str) -> bytes:
+        return self._chunk(part, text="", finish_reason=reason)
 
 
 def message_of(pieces: Iterable[Piece]) -> Body:

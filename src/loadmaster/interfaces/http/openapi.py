@@ -1,74 +1,46 @@
-"""The OpenAPI document: every route that is answered, and the fields of the usual bodies."""
+"""The OpenAPI document: every route that is answered, with its statuses and fields."""
 
 import re
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from starlette.routing import BaseRoute, Route
 
 from loadmaster import __version__
+from loadmaster.interfaces.http.guard import OPEN_PATHS
+from loadmaster.interfaces.http.openapi_shapes import OBJECT, SHAPES, TEXT, Schema, Shape
 
-Schema = Mapping[str, Any]
-
-_TEXT: Schema = {"type": "string"}
-_COUNT: Schema = {"type": "integer", "minimum": 1}
-_FLAG: Schema = {"type": "boolean"}
-_TEXTS: Schema = {"type": "array", "items": _TEXT}
-_TEXT_OR_TEXTS: Schema = {"oneOf": [_TEXT, _TEXTS]}
-_TOKENS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}}
-_MESSAGES: Schema = {
-    "type": "array",
-    "minItems": 1,
-    "items": {
+_JSON, _FORM = ("application/json",), ("multipart/form-data",)
+_ERRORS: Mapping[str, Schema] = {
+    "error": {
         "type": "object",
-        "properties": {"role": _TEXT, "content": {}},
-        "required": ["role"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "properties": {
+                    "message": TEXT, "type": TEXT, "param": {"type": ["string", "null"]},
+                    "code": TEXT, "numbers": OBJECT,
+                },
+                "required": ["message", "type", "param", "code"],
+            }
+        },
+        "required": ["error"],
     },
-}
-_SAMPLING: dict[str, Schema] = {
-    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
-    "top_p": {"type": "number", "minimum": 0, "maximum": 1},
-    "min_p": {"type": "number", "minimum": 0, "maximum": 1},
-    "top_k": {"type": "integer", "minimum": -1},
-    "seed": {"type": "integer"},
-    "max_tokens": _COUNT,
-    "stop": _TEXT_OR_TEXTS,
-    "stream": _FLAG,
-    "n": {"type": "integer", "minimum": 1, "maximum": 8},
-}
-
-
-def _body(required: Iterable[str], **properties: Schema) -> Schema:
-    named: dict[str, Schema] = {"model": _TEXT, **properties}
-    return {"type": "object", "properties": named, "required": list(required)}
-
-
-_BODIES: dict[str, Schema] = {
-    "/v1/chat/completions": _body(
-        ["messages"],
-        messages=_MESSAGES,
-        tools={"type": "array", "items": {"type": "object"}},
-        response_format={"type": "object"},
-        logprobs=_FLAG,
-        top_logprobs={"type": "integer", "minimum": 0, "maximum": 20},
-        **_SAMPLING,
-    ),
-    "/v1/completions": _body(
-        ["prompt"], prompt={"oneOf": [_TEXT, _TEXTS, _TOKENS]}, suffix=_TEXT, **_SAMPLING
-    ),
-    "/v1/embeddings": _body(
-        ["input"], input=_TEXT_OR_TEXTS, encoding_format={"enum": ["float", "base64"]}
-    ),
-    "/v1/responses": _body(["input"], input={}, instructions=_TEXT, stream=_FLAG),
-    "/v1/messages": _body(
-        ["messages", "max_tokens"], messages=_MESSAGES, max_tokens=_COUNT, stream=_FLAG
-    ),
-    "/v1/rerank": _body(["query", "documents"], query=_TEXT, documents=_TEXTS, top_n=_COUNT),
-    "/tokenize": _body(["content"], content=_TEXT, add_special=_FLAG, parse_special=_FLAG),
-    "/detokenize": _body(["tokens"], tokens=_TOKENS),
-    "/models/load": _body(["model"]),
-    "/models/unload": _body(["model"]),
-}
+    "anthropic_error": {
+        "type": "object",
+        "properties": {
+            "type": {"const": "error"},
+            "error": {
+                "type": "object",
+                "properties": {"type": TEXT, "message": TEXT},
+                "required": ["type", "message"],
+            },
+        },
+        "required": ["type", "error"],
+    },
+    "ollama_error": {"type": "object", "properties": {"error": TEXT}, "required": ["error"]},
+}  # fmt: skip
 
 
 def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
@@ -83,22 +55,66 @@ def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "loadmaster", "version": __version__},
         "paths": dict(sorted(paths.items())),
-        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {
+            "schemas": dict(_ERRORS),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
 def _operation(route: Route, path: str, method: str) -> dict[str, Any]:
-    summary = (route.endpoint.__doc__ or "").partition("\n")[0].strip()
+    shape = SHAPES[method, path]
     operation: dict[str, Any] = {
-        "summary": summary,
-        "responses": {"200": {"description": "the answer"}, "default": {"description": "an error"}},
+        "summary": (route.endpoint.__doc__ or "").partition("\n")[0].strip(),
+        "responses": _responses(path, shape),
     }
-    names = re.findall(r"\{(\w+)\}", path)
-    if names:
-        operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names
-        ]
-    if method == "POST":
-        schema = _BODIES.get(path, {"type": "object"})
-        operation["requestBody"] = {"content": {"application/json": {"schema": schema}}}
+    parameters = [*_parameters(path), *_queries(shape)]
+    if parameters:
+        operation["parameters"] = parameters
+    if shape.body is not None:
+        operation["requestBody"] = _content(_JSON, shape.body)
+    elif shape.form is not None:
+        operation["requestBody"] = _content(_FORM, shape.form)
+    if path not in OPEN_PATHS:
+        operation["security"] = [{"key": []}, {}]  # a server on loopback may have no key
     return operation
+
+
+def _responses(path: str, shape: Shape) -> dict[str, Any]:
+    error = {"$ref": f"#/components/schemas/{_error_of(path)}"}
+    answers = {
+        str(status): {"description": HTTPStatus(status).phrase, **_content(_JSON, error)}
+        for status in sorted(set(shape.statuses))
+    }
+    if 404 in shape.statuses and shape.answer == {} and shape.media == _JSON:
+        return answers  # a route that only says that it is not served
+    return {"200": {"description": "the answer", **_content(shape.media, shape.answer)}, **answers}
+
+
+def _error_of(path: str) -> str:
+    if path.startswith("/api/"):
+        return "ollama_error"
+    return "anthropic_error" if path.startswith("/v1/messages") else "error"
+
+
+def _content(media: Iterable[str], schema: Schema) -> dict[str, Any]:
+    """A stream's events have forms of their own: only JSON has the schema."""
+    return {
+        "content": {
+            kind: {"schema": schema if kind in (*_JSON, *_FORM) else TEXT} for kind in media
+        }
+    }
+
+
+def _parameters(path: str) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "in": "path", "required": True, "schema": TEXT}
+        for name in re.findall(r"\{(\w+)\}", path)
+    ]
+
+
+def _queries(shape: Shape) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        for name, schema in shape.query.items()
+    ]

@@ -2,15 +2,26 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from loadmaster.engine.types import DoneEvent, TextEvent
 from loadmaster.interfaces.http.errors import as_ours, dumps
 from loadmaster.interfaces.http.streams import EVENT_STREAM, PING, sse
 from loadmaster.interfaces.http.writing import Start
-from loadmaster.tasks.api.answer_reading import AnswerReader, Called, Piece, Said, Thought
+from loadmaster.tasks.api.answer_reading import (
+    AnswerReader,
+    Arguments,
+    Called,
+    Calling,
+    NewReader,
+    Piece,
+    Said,
+    Thought,
+)
 from loadmaster.tasks.api.openai_answers import Body, Gathering, error_body
 from loadmaster.tasks.serving.answer import PartEvent
+
+_ARGUMENTS = "response.function_call_arguments"
 
 
 class ResponsesWriter:
@@ -19,7 +30,7 @@ class ResponsesWriter:
     media_type = EVENT_STREAM
     ping: bytes | None = PING
 
-    def __init__(self, reader: Callable[[], AnswerReader], asked: Body) -> None:
+    def __init__(self, reader: NewReader, asked: Body) -> None:
         """`asked` is the body, parts of which a response repeats."""
         self._new_reader = reader
         self._reader = AnswerReader()
@@ -34,7 +45,7 @@ class ResponsesWriter:
     def begin(self, start: Start) -> bytes:
         """The response without its items."""
         self._model = start.model
-        self._reader = self._new_reader()
+        self._reader = self._new_reader(in_pieces=True)
         response = self._response("in_progress", None)
         return self._event("response.created", {"response": response}) + self._event(
             "response.in_progress", {"response": response}
@@ -96,8 +107,14 @@ class ResponsesWriter:
         return b"".join(self._piece(piece) for piece in pieces)
 
     def _piece(self, piece: Piece) -> bytes:
-        if isinstance(piece, Called):
-            return self._close() + self._call(piece)
+        match piece:
+            case Calling():
+                return self._close() + self._open_call(piece)
+            case Arguments(text=text):
+                self._items[-1]["arguments"] += text
+                return self._event(f"{_ARGUMENTS}.delta", {**self._place(), "delta": text})
+            case Called():
+                return self._called(piece)
         opened = b"" if self._kind is type(piece) else self._close() + self._open(type(piece))
         content = self._items[-1]["content"][0]
         content["text"] += piece.text
@@ -122,6 +139,8 @@ class ResponsesWriter:
     def _close(self) -> bytes:
         if self._kind is None:
             return b""
+        if self._kind is Calling:
+            return self._end_call("incomplete")
         kind = "output_text" if self._kind is Said else "reasoning_text"
         self._kind = None
         item = self._items[-1]
@@ -134,7 +153,8 @@ class ResponsesWriter:
             + self._event("response.output_item.done", self._item())
         )
 
-    def _call(self, call: Called) -> bytes:
+    def _open_call(self, call: Calling) -> bytes:
+        self._kind = Calling
         item = {
             "id": _new("fc"),
             "type": "function_call",
@@ -144,14 +164,23 @@ class ResponsesWriter:
             "status": "in_progress",
         }
         self._items.append(item)
-        added = self._event("response.output_item.added", self._item())
-        item.update(arguments=call.arguments, status="completed")
-        kind = "response.function_call_arguments"
-        return (
-            added
-            + self._event(f"{kind}.delta", {**self._place(), "delta": call.arguments})
-            + self._event(f"{kind}.done", {**self._place(), "arguments": call.arguments})
-            + self._event("response.output_item.done", self._item())
+        return self._event("response.output_item.added", self._item())
+
+    def _called(self, call: Called) -> bytes:
+        """The end of a call; all of it, where it is not streamed."""
+        opened = b""
+        if self._kind is not Calling:
+            opened = self._close() + self._open_call(Calling(id=call.id, name=call.name))
+        self._items[-1]["arguments"] = call.arguments
+        return opened + self._end_call("completed")
+
+    def _end_call(self, status: str) -> bytes:
+        self._kind = None
+        item = self._items[-1]
+        item["status"] = status
+        told = {"name": item["name"], "arguments": item["arguments"]}
+        return self._event(f"{_ARGUMENTS}.done", {**self._place(), **told}) + self._event(
+            "response.output_item.done", self._item()
         )
 
     def _place(self) -> Body:

@@ -2,6 +2,7 @@
 client is gone or has stopped reading."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, suppress
@@ -34,22 +35,27 @@ class PieceStream(Response):
         *,
         media_type: str = EVENT_STREAM,
         ping: bytes | None = PING,
+        ping_first: bool = True,
         ping_s: float = PING_S,
         stall_s: float = STALL_S,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_end` is called however the response ends, even where no piece was asked for."""
+        """`ping_first`: a ping at once, where the first piece may take its time; elsewhere none, as
+        some clients take a comment for data. `on_end` is called however the response ends, even
+        where no piece was asked for."""
         super().__init__(media_type=media_type)
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-cache"
         self.headers["x-accel-buffering"] = "no"  # a proxy that waits for more shows nothing
         self._pieces = pieces
         self._ping = ping
+        self._ping_first = ping_first
         self._ping_s = ping_s
         self._stall_s = stall_s
         self._on_end = on_end
         self._sent_s = time.monotonic()
         self._sending = asyncio.Lock()
+        self._began_s = math.inf  # when the write began that has not ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         pump = asyncio.create_task(self._pump(send))
@@ -77,23 +83,30 @@ class PieceStream(Response):
             "type": "http.response.start", "status": self.status_code, "headers": self.raw_headers
         }  # fmt: skip
         await send(start)
-        if self._ping is not None:
+        if self._ping is not None and self._ping_first:
             await self._send(send, self._ping)
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
         async with self._sending:
             message: Message = {"type": "http.response.body", "body": body, "more_body": more}
-            await asyncio.wait_for(send(message), self._stall_s)
-            self._sent_s = time.monotonic()
+            self._began_s = time.monotonic()
+            await send(message)
+            self._began_s, self._sent_s = math.inf, time.monotonic()
 
     async def _pinging(self, send: Send) -> None:
-        """For as long as the response lasts."""
+        """Ends when the client has taken nothing for too long. One timer watches all writes: a
+        deadline for each would cost more than the write itself."""
         while True:
-            await asyncio.sleep(self._sent_s + self._ping_s - time.monotonic())
-            if self._ping is not None and time.monotonic() - self._sent_s >= self._ping_s:
-                await self._send(send, self._ping)
-            elif self._ping is None:
-                await asyncio.sleep(self._ping_s)
+            if self._sending.locked():
+                due_s = self._began_s + self._stall_s
+                if due_s <= time.monotonic():
+                    return
+            else:
+                due_s = self._sent_s + self._ping_s
+                if due_s <= time.monotonic():
+                    await asyncio.wait_for(self._send(send, self._ping or b""), self._stall_s)
+                    continue
+            await asyncio.sleep(min(due_s - time.monotonic(), self._stall_s))
 
 
 async def _gone(receive: Receive) -> None:

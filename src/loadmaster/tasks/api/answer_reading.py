@@ -4,19 +4,23 @@ Text is read as it comes. What may be the beginning of a mark is held back until
 what turns out to be no call is text: nothing that a model writes is an error.
 """
 
-import json
-import re
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
+
+from loadmaster.tasks.api.call_reading import (
+    MISTRAL,
+    CallPiece,
+    CallReader,
+    is_object,
+    partial_mark,
+)
+from loadmaster.tasks.api.call_reading import Arguments as Arguments
+from loadmaster.tasks.api.call_reading import Called as Called
+from loadmaster.tasks.api.call_reading import Calling as Calling
 
 THINK = ("<think>", "</think>")
 CALL = ("<tool_call>", "</tool_call>")
-_MISTRAL = "[TOOL_CALLS]"
-_FUNCTION = re.compile(r"<function=([^>\s]+)>(.*)</function>", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
-_MOST_CALL_CHARS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,38 +37,51 @@ class Thought:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Called:
-    """A tool the model wants called; `arguments` is a JSON object's text."""
-
-    id: str
-    name: str
-    arguments: str
+Piece = Said | Thought | CallPiece
+NO_TOOLS: Mapping[str, frozenset[str]] = {}
 
 
-Piece = Said | Thought | Called
+class NewReader(Protocol):
+    """Makes the reader of an answer, once its prompt is made."""
+
+    def __call__(self, *, in_pieces: bool = False) -> "AnswerReader":
+        """`in_pieces`: calls are told as they come."""
 
 
 class AnswerReader:
-    """Reads one answer. `tools` are the names that may be called; none: every text is text."""
+    """Reads one answer. `tools` are the names that may be called; none: every text is text.
 
-    def __init__(self, *, tools: Sequence[str] = (), thinking: bool = False) -> None:
-        """`thinking`: the prompt ends inside the model's reasoning."""
-        self._tools = frozenset(tools)
+    With `in_pieces` a call is told as it comes: `Calling`, `Arguments` …, and `Called` when it has
+    ended. Without, it is told once it is whole, as `Called` alone; one that is cut is text.
+    """
+
+    def __init__(
+        self,
+        *,
+        tools: Mapping[str, frozenset[str]] = NO_TOOLS,
+        thinking: bool = False,
+        in_pieces: bool = False,
+    ) -> None:
+        """`tools`: with the parameters of each that are texts. `thinking`: the prompt ends inside
+        the model's reasoning."""
+        self._tools = tools
+        self._in_pieces = in_pieces
         self._held = ""
         self._inside: str | None = THINK[1] if thinking else None  # the mark that ends it
         self._trim = thinking  # white space is dropped until there is something else
         self._begun = False  # something was said
-        self._bare = False  # the whole text is, or may be, one call without marks
+        self._bare = False  # the whole text is, or may be, calls without marks
+        self._calls = CallReader(tools)  # of the region that is open
+        self._kept: list[CallPiece] = []  # of that region, where calls are told whole
         self.n_calls = 0
 
     def feed(self, text: str) -> Iterator[Piece]:
         """Add text; what is clear by now."""
         self._held += text
         while self._held:
-            before = (len(self._held), self._inside)
+            before = (len(self._held), self._inside, self._bare)
             yield from self._step()
-            if (len(self._held), self._inside) == before:
+            if (len(self._held), self._inside, self._bare) == before:
                 return
 
     def end(self) -> Iterator[Piece]:
@@ -73,9 +90,11 @@ class AnswerReader:
         if self._inside == THINK[1]:
             yield from _thoughts(held)
         elif self._inside == CALL[1]:
-            yield from self._calls(held, otherwise=CALL[0] + held)
+            yield from self._more(held)
+            yield from self._end_calls(CALL[0], "")
         elif self._bare:
-            yield from self._calls(held, otherwise=held)
+            yield from self._more(held)
+            yield from self._end_calls("", "")
         elif held:
             yield Said(text=held)
 
@@ -89,7 +108,10 @@ class AnswerReader:
             yield from self._in_call()
         elif self._inside is not None:
             yield from self._in_thought()
-        elif not self._bare:
+        elif self._bare:
+            held, self._held = self._held, ""
+            yield from self._more(held)
+        else:
             yield from self._outside()
 
     def _in_thought(self) -> Iterator[Piece]:
@@ -98,16 +120,21 @@ class AnswerReader:
             self._leave(tail)
             yield from _thoughts(head.rstrip("\n"))
             return
-        kept = self._held[: len(self._held) - _partial(self._held, THINK[1])]
+        kept = self._held[: len(self._held) - partial_mark(self._held, THINK[1])]
         cut = len(kept.rstrip("\n"))  # line breaks before the mark are not part of it
         head, self._held = self._held[:cut], self._held[cut:]
         yield from _thoughts(head)
 
     def _in_call(self) -> Iterator[Piece]:
         head, mark, tail = self._held.partition(CALL[1])
-        if mark or len(self._held) > _MOST_CALL_CHARS:
+        if mark:
             self._leave(tail)
-            yield from self._calls(head, otherwise=CALL[0] + head + mark)
+            yield from self._more(head)
+            yield from self._end_calls(CALL[0], mark)
+            return
+        cut = len(head) - partial_mark(head, CALL[1])
+        head, self._held = head[:cut], head[cut:]
+        yield from self._more(head)
 
     def _leave(self, tail: str) -> None:
         """Behind a mark: the white space that follows it belongs to nothing."""
@@ -119,10 +146,10 @@ class AnswerReader:
         at = self._held.find(CALL[0]) if self._tools else -1
         if at >= 0:
             head, self._held = self._held[:at], self._held[at + len(CALL[0]) :]
-            self._inside = CALL[1]
+            self._inside, self._calls = CALL[1], CallReader(self._tools)
             yield from self._say(head if head.strip() else "")
             return
-        keep = _partial(self._held, CALL[0]) if self._tools else 0
+        keep = partial_mark(self._held, CALL[0]) if self._tools else 0
         cut = len(self._held) - keep
         head, self._held = self._held[:cut], self._held[cut:]
         yield from self._say(head)
@@ -137,69 +164,60 @@ class AnswerReader:
         return THINK[0].startswith(text)
 
     def _may_be_bare(self) -> bool:
-        """Whether the text begins as a call without marks does: all of it is waited for."""
+        """Whether the text begins as a call without marks does: all of it is one region."""
         text = self._held.lstrip()
-        if text.startswith(_MISTRAL):
-            self._held = text.removeprefix(_MISTRAL)
-            self._bare = True
-        elif text.startswith(("{", "[{")):
-            self._bare = True
-        return self._bare or text == "[" or _MISTRAL.startswith(text)
+        self._bare = text.startswith(("{", "[{", MISTRAL)) or any(
+            text.startswith((name + "{", name + "[ARGS]")) for name in self._tools
+        )
+        if self._bare:
+            self._calls = CallReader(self._tools, named=True)
+        return self._bare or any(
+            begin.startswith(text)
+            for begin in ("[", MISTRAL, *(f"{name}[ARGS]" for name in self._tools))
+        )
 
     def _say(self, text: str) -> Iterator[Piece]:
         if text:
             self._begun = True
             yield Said(text=text)
 
-    def _calls(self, text: str, *, otherwise: str) -> Iterator[Piece]:
-        calls = [call for call in _read_calls(text) if call[0] in self._tools]
-        if not calls:
-            yield from self._say(otherwise)
-        for name, arguments in calls:
-            self.n_calls += 1
-            yield Called(
-                id=f"call_{uuid.uuid4().hex[:24]}",
-                name=name,
-                arguments=json.dumps(arguments, ensure_ascii=False),
-            )
+    def _more(self, text: str) -> Iterator[Piece]:
+        """More of a region of calls."""
+        pieces = list(self._calls.feed(text))
+        if self._in_pieces:
+            yield from self._counted(pieces)
+        else:
+            self._kept += pieces
+
+    def _end_calls(self, before: str, after: str) -> Iterator[Piece]:
+        """A region has ended, between these marks: calls, or text as it stands."""
+        pieces = [*self._kept, *self._calls.end()]
+        self._kept = []
+        if not self._in_pieces:
+            pieces = _whole_calls(pieces)
+        elif not self._calls.begun:
+            pieces = []
+        if self._calls.begun and (pieces or self._in_pieces):
+            yield from self._counted(pieces)
+            yield from self._say(self._calls.unread)
+        else:
+            yield from self._say(before + self._calls.text + after)
+
+    def _counted(self, pieces: Iterable[CallPiece]) -> Iterator[Piece]:
+        for piece in pieces:
+            first = Calling if self._in_pieces else Called
+            self.n_calls += isinstance(piece, first)
+            yield piece
+
+
+def _whole_calls(pieces: Sequence[CallPiece]) -> list[CallPiece]:
+    """The calls of a region, if all that began have ended as they should; else none."""
+    calls = [piece for piece in pieces if isinstance(piece, Called)]
+    n_begun = sum(isinstance(piece, Calling) for piece in pieces)
+    sound = len(calls) == n_begun and all(is_object(call.arguments) for call in calls)
+    return list(calls) if sound else []
 
 
 def _thoughts(text: str) -> Iterator[Piece]:
     if text:
         yield Thought(text=text)
-
-
-def _partial(text: str, mark: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `mark`."""
-    for size in range(min(len(mark) - 1, len(text)), 0, -1):
-        if mark.startswith(text[-size:]):
-            return size
-    return 0
-
-
-def _read_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """Names and arguments; empty when the text is no call."""
-    function = _FUNCTION.search(text)
-    if function is not None:
-        return [(function[1], {n: _value(v) for n, v in _PARAMETER.findall(function[2])})]
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return []
-    found = [_one_call(item) for item in (value if isinstance(value, list) else [value])]
-    return [call for call in found if call is not None] if None not in found else []
-
-
-def _one_call(item: Any) -> tuple[str, dict[str, Any]] | None:
-    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-        return None
-    arguments = item.get("arguments", item.get("parameters", {}))
-    return (item["name"], arguments) if isinstance(arguments, dict) else None
-
-
-def _value(text: str) -> Any:
-    """A parameter between marks: JSON where it is some, else the text itself."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text

@@ -121,8 +121,12 @@ class ChatPrompt:
 
         return tokens
 
-    def reader(self) -> AnswerReader:
+    def reader(self, *, in_pieces: bool = False) -> AnswerReader:
         """For one choice, once the prompt is made."""
         schema = self._asked.generation.json_schema is not None
         # A schema shapes the text from its first token on: there is no reasoning before it.
-        return AnswerReader(tools=self._asked.tools.names, thinking=self._thinking and not schema)
+        return AnswerReader(
+            tools=self._asked.tools.texts,
+            thinking=self._thinking and not schema,
+            in_pieces=in_pieces,
+        )

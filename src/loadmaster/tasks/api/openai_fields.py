@@ -6,6 +6,8 @@ from typing import Any
 from loadmaster.errors import Number, UsageError
 
 _SHOWN_CHARS = 40
+# Each item is checked on the server's event loop: so many take about 50 ms.
+MOST_ITEMS = 1 << 14
 
 
 class BadFieldError(UsageError):
@@ -83,7 +85,7 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.bad(name, f"{_shown(value)} is not a whole number")
         if not low <= value <= high:
-            raise self.bad(name, f"{value} is not between {low} and {high}")
+            raise self.bad(name, f"{_shown(value)} is not between {low} and {high}")
         return value
 
     def flag(self, name: str) -> bool:
@@ -110,13 +112,15 @@ class Fields:
             raise self.bad(name, f"`{_shown(value)}` is none of {listed}")
         return value
 
-    def items(self, name: str) -> list[Any]:
-        """A list; absent is empty."""
+    def items(self, name: str, most: int = MOST_ITEMS) -> list[Any]:
+        """A list of no more than `most`; absent is empty."""
         value = self.get(name)
         if value is None:
             return []
         if not isinstance(value, list):
             raise self.bad(name, f"{_kind(value)}, not a list")
+        if len(value) > most:
+            raise self.bad(name, f"{len(value)} items, {most} at most")
         return value
 
     def object(self, name: str) -> "Fields | None":

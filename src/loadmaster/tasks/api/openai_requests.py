@@ -29,6 +29,9 @@ _MOST_CHOICES = 128
 _MOST_STOPS = 16
 _MOST_TOP_LOGPROBS = 20
 _MOST_INPUTS = 2048
+_MOST_PROMPT_TOKENS = 1 << 20
+_MOST_BIASES = 1024
+_BIAS_DIGITS = 10
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MEANINGFUL = {
     # Unsupported fields that would change the answer, with what to do instead.
@@ -263,8 +266,11 @@ def _biases(fields: Fields) -> tuple[tuple[int, float], ...] | None:
     if biases is None:
         return None
     names = list(fields.get("logit_bias"))
-    if unknown := [name for name in names if not name.isdecimal()]:
-        raise biases.bad(unknown[0], "not a token's number")
+    if len(names) > _MOST_BIASES:
+        raise fields.bad("logit_bias", f"{len(names)} biases, {_MOST_BIASES} at most")
+    unknown = [name for name in names if not name.isdecimal() or len(name) > _BIAS_DIGITS]
+    if unknown:
+        raise biases.bad(unknown[0][:_BIAS_DIGITS], "not a token's number")
     values = ((int(name), biases.number(name, -100, 100)) for name in names)
     return tuple((token, value) for token, value in values if value is not None)
 
@@ -350,7 +356,7 @@ def _prompts(fields: Fields, name: str) -> tuple[Prompt, ...]:
     if isinstance(value, str):
         prompts: list[Any] = [value]
     else:
-        items = fields.items(name)
+        items = fields.items(name, _MOST_PROMPT_TOKENS)
         prompts = [items] if items and all(map(_is_token, items)) else items
     if not prompts:
         raise fields.bad(name, "empty")

@@ -25,19 +25,32 @@ class Tools:
         return tuple(tool["function"]["name"] for tool in self.definitions)
 
     @property
+    def texts(self) -> dict[str, frozenset[str]]:
+        """For each tool, the parameters that are texts, whatever a model writes there."""
+        return {tool["function"]["name"]: _texts(tool["function"]) for tool in self.definitions}
+
+    @property
     def forced_schema(self) -> str | None:
         """The schema of a call, where the answer has to be one."""
         if self.choice != "required":
             return None
-        calls = [_call_schema(tool["function"]) for tool in self.definitions]
+        calls = [_call_schema(n, tool["function"]) for n, tool in enumerate(self.definitions)]
         return json.dumps(calls[0] if len(calls) == 1 else {"anyOf": calls})
 
 
 NO_TOOLS = Tools()
 
 
-def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = function.get("parameters") or {"type": "object"}
+def _texts(function: Mapping[str, Any]) -> frozenset[str]:
+    properties = (function.get("parameters") or {}).get("properties")
+    schemas = properties if isinstance(properties, dict) else {}
+    found = (name for name, one in schemas.items() if isinstance(one, dict))
+    return frozenset(name for name in found if schemas[name].get("type") == "string")
+
+
+def _call_schema(number: int, function: Mapping[str, Any]) -> dict[str, Any]:
+    """With a base of its own, so that `#/$defs/…` of the parameters are found where they are."""
+    parameters = {"$id": f"tool:{number}", **(function.get("parameters") or {"type": "object"})}
     return {
         "type": "object",
         "properties": {"name": {"const": function["name"]}, "arguments": parameters},

@@ -10,8 +10,14 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from loadmaster.engine.types import DoneEvent, GenerateEvent, PrefillEvent, TextEvent
-from loadmaster.errors import EngineCrashedError, EngineError, LoadmasterError
+from loadmaster.engine.types import (
+    SCHEMA_FAILED,
+    DoneEvent,
+    GenerateEvent,
+    PrefillEvent,
+    TextEvent,
+)
+from loadmaster.errors import EngineCrashedError, EngineError, LoadmasterError, UsageError
 
 # Text that may wait for its reader. An answer is seldom a tenth of it; what is more belongs to
 # somebody who has stopped reading.
@@ -43,6 +49,10 @@ class Answer:
         """How a part is ended early."""
         self._cancels[part] = cancel
 
+    def is_open(self, part: int) -> bool:
+        """Whether somebody waits for more of this part."""
+        return part in self._open
+
     def put(self, part: int, outcome: Outcome) -> None:
         """Take note of an event; whatever follows a part's terminal one is ignored."""
         if part not in self._open:
@@ -50,7 +60,7 @@ class Answer:
         if isinstance(outcome, LoadmasterError):
             self._fail(part, outcome)
         elif isinstance(outcome, DoneEvent) and outcome.finish_reason == "failed":
-            self._fail(part, EngineCrashedError(outcome.error or "the engine failed"))
+            self._fail(part, failure_of(outcome))
         elif self.waiting_chars > WAITING_LIMIT_CHARS:
             self._failure = EngineError("the client reads its answer too slowly")
             self.cancel()
@@ -87,6 +97,22 @@ class Answer:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
+    async def first(self) -> None:
+        """Wait until something has happened, and take none of it. Leaving early cancels.
+
+        Raises:
+            LoadmasterError: the first that happened is a failure.
+        """
+        try:
+            while self._open and not self._events and self._failure is None:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        if self._failure is not None and not self._events:
+            raise self._failure
+
     async def events(self) -> AsyncGenerator[PartEvent, None]:
         """What happens, until every part has ended. Leaving early cancels.
 
@@ -108,6 +134,20 @@ class Answer:
                 await self._waiter
         finally:
             self.cancel()
+
+
+def failure_of(done: DoneEvent) -> LoadmasterError:
+    """Why a request failed: by its own schema, or because the engine did."""
+    reason = done.error or "the engine failed"
+    if not reason.startswith(SCHEMA_FAILED):
+        return EngineCrashedError(reason)
+    refusal = UsageError(
+        f"after {done.n_generated} tokens {reason}",
+        hint="fewer optional properties, alternatives and counts make a schema simpler",
+        numbers={"n_generated": done.n_generated},
+    )
+    refusal.code = "schema_too_complex"
+    return refusal
 
 
 def _nothing() -> None:

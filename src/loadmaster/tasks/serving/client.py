@@ -1,4 +1,4 @@
-"""Asking a server that runs: what `ps` and `stop` need. Loopback or wherever the user says."""
+"""Asking a server that runs: what `ps`, `stop` and `launch` need of it, wherever it listens."""
 
 import json
 from dataclasses import dataclass
@@ -8,8 +8,11 @@ from urllib.parse import urlsplit
 
 from loadmaster.errors import LoadmasterError, NetworkError, NotFoundError, UsageError
 
-DEFAULT_URL = "http://127.0.0.1:8765"
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8765
+DEFAULT_URL = f"http://{DEFAULT_HOST}:{DEFAULT_PORT}"
 TIMEOUT_S = 60.0  # an unload lets requests end first
+LOOK_TIMEOUT_S = 5.0  # a list is there at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,16 +31,23 @@ class Server:
         rows = self._ask("GET", "/loadmaster/v1/models").get("models")
         return rows if isinstance(rows, list) else []
 
+    def offers(self) -> list[dict[str, Any]]:
+        """The models that may be asked for, as `/v1/models` lists them."""
+        rows = self._ask("GET", "/v1/models", timeout_s=LOOK_TIMEOUT_S).get("data")
+        return rows if isinstance(rows, list) else []
+
     def stop(self, model: str) -> bool:
         """Unload a model; False when it was not loaded."""
         answer = self._ask("POST", "/models/unload", {"model": model})
         return bool(answer.get("was_loaded"))
 
-    def _ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    def _ask(
+        self, method: str, path: str, body: Any = None, *, timeout_s: float = TIMEOUT_S
+    ) -> dict[str, Any]:
         parts = urlsplit(self.url)
         if parts.scheme != "http" or not parts.hostname:
             raise UsageError(f"`{self.url}` is no address of a server", hint=f"`{DEFAULT_URL}`")
-        connection = HTTPConnection(parts.hostname, parts.port or 80, timeout=TIMEOUT_S)
+        connection = HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout_s)
         headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)

@@ -9,6 +9,8 @@ from loadmaster.tasks.serving.host import Serving
 from loadmaster.tasks.serving.model import ServedModel
 from loadmaster.tasks.serving.requests import check_text
 
+MOST_PAIRS_BYTES = 32 << 20  # of a query beside each of its documents
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vectors:
@@ -47,7 +49,7 @@ async def embed(serving: Serving, name: str | None, texts: Sequence[str]) -> Vec
         return opened.session.engine.embed(prompts), sum(map(len, prompts))
 
     async with serving.use(name) as model:
-        _check_pooling(model, ranks=False)
+        _check_pooling(model, await serving.live(model), ranks=False)
         vectors, n_tokens = await serving.call(model, work)
         return Vectors(model=model.id, vectors=vectors, n_tokens=n_tokens)
 
@@ -56,8 +58,15 @@ async def rank(serving: Serving, name: str | None, query: str, documents: Sequen
     """How well each document answers a query.
 
     Raises:
-        UsageError: the model does not rank.
+        UsageError: the model does not rank, or it would be far too much text.
     """
+    n_bytes = len(query.encode()) * len(documents) + sum(len(d.encode()) for d in documents)
+    if n_bytes > MOST_PAIRS_BYTES:
+        raise UsageError(
+            f"the query beside {len(documents)} documents is {n_bytes} bytes of text",
+            hint=f"{MOST_PAIRS_BYTES} are ranked at once: send fewer documents",
+            numbers={"n_bytes": n_bytes, "limit_bytes": MOST_PAIRS_BYTES},
+        )
 
     def score(opened: Opened) -> list[float]:
         for document in documents:
@@ -65,13 +74,13 @@ async def rank(serving: Serving, name: str | None, query: str, documents: Sequen
         return opened.session.engine.rerank(query, documents)
 
     async with serving.use(name) as model:
-        _check_pooling(model, ranks=True)
+        _check_pooling(model, await serving.live(model), ranks=True)
         scores = await serving.call(model, score)
         return Ranks(model=model.id, scores=scores)
 
 
-def _check_pooling(model: ServedModel, *, ranks: bool) -> None:
-    pooling = model.live.session.plan.engine.pooling
+def _check_pooling(model: ServedModel, opened: Opened, *, ranks: bool) -> None:
+    pooling = opened.session.plan.engine.pooling
     if pooling is None:
         name = model.offer.model
         raise UsageError(

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from loadmaster.model.source import read_model
+from loadmaster.model.checkpoint import AnyModel
 from loadmaster.model.types import ModelSpec
-from loadmaster.tasks.locating import locate
+from loadmaster.tasks.locating import locate_model
 from loadmaster.tasks.serving.host import Serving
 from loadmaster.tasks.serving.model import ServedModel
 from loadmaster.tasks.serving.requests import n_ctx_of
@@ -33,12 +33,21 @@ class ModelFacts:
     fills_middle: bool
 
 
+def capabilities(model: ServedModel, facts: ModelFacts) -> list[str]:
+    """What a model can be asked for, in Ollama's words."""
+    if facts.embeds or model.offer.embeds:
+        return ["embedding"]
+    takes_tools = "tools" in (facts.chat_template or "")
+    able = {"completion": True, "insert": facts.fills_middle, "tools": takes_tools}
+    return [kind for kind, can in able.items() if can]
+
+
 async def model_facts(serving: Serving, model: ServedModel) -> ModelFacts:
     """The facts of a model; its header is read once."""
     if model.header is None:
         model.header = await model.call(_read, model.offer.model)
     known = model.header
-    asked = serving.options.plan.workload.n_ctx
+    asked = model.offer.n_ctx or serving.options.plan.workload.n_ctx
     n_ctx = min(asked or known.n_ctx_train, known.n_ctx_train or asked or 0)
     if model.opened is not None:
         n_ctx = n_ctx_of(model.opened)
@@ -49,11 +58,12 @@ async def model_facts(serving: Serving, model: ServedModel) -> ModelFacts:
     return facts
 
 
-def _read(model: str) -> ModelSpec:
-    return read_model(locate(model))
+def _read(model: str) -> AnyModel:
+    return locate_model(model).model
 
 
-def _facts(spec: ModelSpec, n_ctx: int) -> ModelFacts:
+def _facts(spec: AnyModel, n_ctx: int) -> ModelFacts:
+    header = spec if isinstance(spec, ModelSpec) else None  # of a GGUF, which says more
     first = spec.files[0]
     return ModelFacts(
         n_ctx=n_ctx,
@@ -69,6 +79,6 @@ def _facts(spec: ModelSpec, n_ctx: int) -> ModelFacts:
         mtime_s=first.mtime_ns / 1e9,
         chat_template=spec.chat_template,
         digest=f"{first.inode:x}-{first.size_bytes:x}",
-        embeds=spec.pooling is not None,
-        fills_middle=any(key in spec.metadata for key in _FIM_KEYS),
+        embeds=header is not None and header.pooling is not None,
+        fills_middle=header is not None and any(key in header.metadata for key in _FIM_KEYS),
     )

@@ -15,9 +15,19 @@ from functools import partial
 from typing import Any, TypeVar
 
 from loadmaster.engine.types import GenerateRequest
-from loadmaster.errors import EngineError, LoadmasterError
+from loadmaster.errors import (
+    BusyError,
+    EngineCrashedError,
+    EngineError,
+    EngineRefusedError,
+    EngineStalledError,
+    LoadmasterError,
+    OverBudgetError,
+)
+from loadmaster.plan.types import Plan
 from loadmaster.tasks.opening import Opened
 from loadmaster.tasks.planning import PlanRefusedError
+from loadmaster.tasks.schema_trial import SchemaTrial
 from loadmaster.tasks.serving.answer import Answer, Mailbox
 from loadmaster.tasks.serving.counts import Counts
 from loadmaster.tasks.serving.deaths import (
@@ -28,6 +38,7 @@ from loadmaster.tasks.serving.deaths import (
     shutting_down,
 )
 from loadmaster.tasks.serving.events import EventLog, LoadProgress, ready_text
+from loadmaster.tasks.serving.liveness import Liveness, step_deadline_s
 from loadmaster.tasks.serving.model import ServedModel
 from loadmaster.tasks.serving.offers import Offers
 from loadmaster.tasks.serving.opening import (
@@ -38,6 +49,7 @@ from loadmaster.tasks.serving.opening import (
     close_and_confirm,
     ledger_of,
     reduced,
+    smaller_text,
 )
 from loadmaster.tasks.serving.types import ModelRow, ServeOptions
 from loadmaster.units import format_size
@@ -79,11 +91,17 @@ class Serving:
         for model in self.models.values():
             model.on_death = self._on_death
             model.keep_alive_s = options.keep_alive_s
+        self._probes = {
+            name: Liveness(every_s=options.probe_s, mailbox=mailbox) for name in self.models
+        }
         self._turn = asyncio.Lock()  # one load or unload at a time
         self._loads: dict[str, asyncio.Task[None]] = {}
+        self._job_loads: set[asyncio.Task[Any]] = set()
         self._deaths: dict[str, deque[float]] = {}
         self._at_most: dict[str, Ledger] = {}  # after an out-of-memory death
         self._loader = ThreadPoolExecutor(2, thread_name_prefix="serve-load")
+        self._schemas = SchemaTrial()
+        self._trier = ThreadPoolExecutor(1, thread_name_prefix="serve-schema")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watch = self._background(self._supervise())
 
@@ -123,20 +141,35 @@ class Serving:
         if model.state != "ready":
             await asyncio.shield(self._load_task(model))
 
+    async def live(self, model: ServedModel) -> Opened:
+        """The open model, loaded again where somebody had it unloaded meanwhile."""
+        await self.ensure(model)
+        while model.opened is None:
+            await self.ensure(model)
+        return model.opened
+
     async def call(self, model: ServedModel, function: Callable[[Opened], T]) -> T:
         """A call to the model's worker or template, off the event loop.
 
         A worker that was closed or died meanwhile is tried once more when there is a new one.
         """
-        await self.ensure(model)
-        opened = model.live
+        opened = await self.live(model)
         try:
             return await model.call(function, opened)
         except EngineError:
             if model.opened is opened and opened.session.engine.failure is None:
                 raise
-        await self.ensure(model)
-        return await model.call(function, model.live)
+        return await model.call(function, await self.live(model))
+
+    async def check_schema(self, schema: str) -> None:
+        """Have a schema tried out that was not seen before, away from the workers.
+
+        Raises:
+            UsageError: it is not valid, not supported, or beyond the limits.
+        """
+        if not self._schemas.knows(schema):
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._trier, self._schemas.check, schema)
 
     def submit(self, model: ServedModel, requests: Sequence[GenerateRequest]) -> Answer:
         """Have requests run; one model may have been closed for another meanwhile."""
@@ -158,6 +191,20 @@ class Serving:
             task.add_done_callback(lambda _: self._loads.pop(model.id, None))
         return task
 
+    async def load_for_job(self, model: ServedModel) -> None:
+        """Load a model that nobody waits for, if that takes nothing from people.
+
+        Raises:
+            BusyError: models that people used lately hold the memory.
+            InterruptedRunError: somebody asked for another model meanwhile.
+            PlanRefusedError: it does not fit, even alone.
+        """
+        self._check_open()
+        task = self._background(self._load(model, for_job=True))
+        self._job_loads.add(task)
+        task.add_done_callback(self._job_loads.discard)
+        await asyncio.shield(task)
+
     def _background(self, work: Any) -> asyncio.Task[Any]:
         """Run something nobody waits for; its error is kept from being an unheard one."""
         task = asyncio.get_running_loop().create_task(work)
@@ -177,56 +224,98 @@ class Serving:
 
     # -- loading
 
-    async def _load(self, model: ServedModel) -> None:
+    async def _load(self, model: ServedModel, *, for_job: bool = False) -> None:
         async with self._turn:
             if model.state in ("ready", "failed") or self.closing:
                 return
             model.state = "loading"
             started = time.monotonic()
-            self.events.add("loading", model.id, "planning")
+            if not for_job:  # which may try for hours
+                self.events.add("loading", model.id, "planning")
             try:
-                opened = await self._open(model)
+                opened = await self._opened(model, for_job=for_job)
             except Exception as error:
-                self._not_loaded(model, error)
+                self._not_loaded(model, error, for_job=for_job)
                 raise
             self.counts[model.id].loads += 1
+            opened.session.engine.limit_steps(step_deadline_s(opened.session.plan))
             model.attach(opened)
             self.events.add("ready", model.id, ready_text(opened, time.monotonic() - started))
 
-    def _not_loaded(self, model: ServedModel, error: Exception) -> None:
+    def _not_loaded(self, model: ServedModel, error: Exception, *, for_job: bool) -> None:
         if not isinstance(error, LoadmasterError):  # a defect: its text is for nobody
             error = EngineError(f"loading `{model.id}` failed: {type(error).__name__}")
-        model.state = "unloaded"
+        model.state = "unloaded" if model.failure is None else "failed"
+        if for_job and model.failure is None:  # people who wait for it have a load of their own
+            return
         model.fail_waiting(error)
         self.events.add("refused", model.id, error.message)
 
-    async def _open(self, model: ServedModel) -> Opened:
-        prepared, victims = await self._choose(model)
+    async def _opened(self, model: ServedModel, *, for_job: bool) -> Opened:
+        """Open it. A worker that dies on the way counts as any other that dies; a plan that was to
+        be smaller than the last one and cannot be gives way to another of that size."""
+        while True:
+            smaller = self._at_most.get(model.id)
+            try:
+                return await self._open(model, for_job=for_job)
+            except (EngineCrashedError, EngineStalledError) as error:
+                self.events.add("crashed", model.id, error.message)
+                self._count_death(model, error)
+                if model.failure is not None:
+                    raise model.failure from error
+                if self.closing:
+                    raise
+            except (PlanRefusedError, OverBudgetError, EngineRefusedError) as error:
+                if smaller is None:
+                    raise
+                self._at_most.pop(model.id, None)
+                text = f"no smaller plan will do ({error.message}), it is planned as before"
+                self.events.add("note", model.id, text)
+
+    async def _open(self, model: ServedModel, *, for_job: bool) -> Opened:
+        prepared, victims = await self._choose(model, for_job=for_job)
         for victim in victims:
             await self._unload(victim, "evicted", f"its memory is for `{model.id}`")
             self.counts[victim.id].evictions += 1
         if victims:  # what the drivers really gave back counts
             prepared = await self._prepare(model, self._open_beside(model), ())
-        return await self._blocking(prepared.open, self._progress(model))
+        try:
+            return await self._blocking(prepared.open, self._progress(model, for_job=for_job))
+        except EngineError as error:
+            if is_out_of_memory(error):
+                self._take_less(model, prepared.plan)
+            raise
 
-    def _progress(self, model: ServedModel) -> LoadProgress:
+    def _progress(self, model: ServedModel, *, for_job: bool) -> LoadProgress:
         say = partial(self.events.add, "note", model.id)
+
+        def stopping() -> bool:
+            return self.closing or (for_job and any(name != model.id for name in self._loads))
+
         return LoadProgress(
-            say=lambda line: self.mailbox.post(partial(say, line)), stopping=lambda: self.closing
+            say=lambda line: self.mailbox.post(partial(say, line)), stopping=stopping
         )
 
-    async def _choose(self, model: ServedModel) -> tuple[Prepared, Sequence[ServedModel]]:
+    async def _choose(
+        self, model: ServedModel, *, for_job: bool
+    ) -> tuple[Prepared, Sequence[ServedModel]]:
         """A plan, and whom it replaces: as few as will do, idle ones first, least recently used.
 
         Raises:
             PlanRefusedError: it would not fit if every other model were closed.
+            BusyError: it would fit, but what is in the way does not give way to a job.
         """
-        others = self._open_beside(model)
+        patience_s = self.options.job_patience_s if for_job else 0.0
+        beside = self._open_beside(model)
+        stay = [other for other in beside if for_job and not other.yields_to_job(patience_s)]
+        others = [other for other in beside if other not in stay]
         others.sort(key=lambda other: (not other.is_idle, other.last_used_s))
         for count in range(len(others) + 1):
             try:
-                prepared = await self._prepare(model, others[count:], others[:count])
-            except PlanRefusedError:
+                prepared = await self._prepare(model, [*stay, *others[count:]], others[:count])
+            except PlanRefusedError as refusal:
+                if count == len(others) and stay:
+                    raise BusyError("its memory is in use by models of people") from refusal
                 if count == len(others):
                     raise
             else:
@@ -263,6 +352,7 @@ class Serving:
             if model.state == "failed":  # a person looked at it: the breaker closes
                 model.state, model.failure = "unloaded", None
                 self._deaths.pop(model.id, None)
+                self._at_most.pop(model.id, None)
                 return True
             return await self._unload(model, kind, why)
 
@@ -270,11 +360,14 @@ class Serving:
         if model.opened is None or model.state != "ready":
             return False
         model.state = "draining"  # new requests wait; those that run go on
+        model.turn_out(why)
         deadline = time.monotonic() + self.options.drain_s
-        while model.n_running and model.worker_failure is None and time.monotonic() < deadline:
+        while model.is_working and model.worker_failure is None and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         opened = model.detach()
         assert opened is not None
+        if model.visitor is not None:  # too slow to leave by itself
+            model.visitor.lost()
         missing = await self._blocking(self._close, opened)
         for device, size in missing.items():
             self.events.add("note", model.id, f"{format_size(size)} of {device} are not back yet")
@@ -290,8 +383,17 @@ class Serving:
             await asyncio.sleep(TICK_S)
             for model in self.models.values():
                 model.check_worker()
+                self._look(model)
                 if model.expires_in_s <= 0 and not self._turn.locked():
                     self._background(self._expire(model))
+
+    def _look(self, model: ServedModel) -> None:
+        """Have a model that nobody asks decode now and then."""
+        now = time.monotonic()
+        ready = model.state == "ready"
+        is_quiet = ready and model.is_idle and model.visitor is None
+        idle_s = now - model.last_used_s if is_quiet else 0.0
+        self._probes[model.id].look(model.opened if ready else None, idle_s=idle_s, now=now)
 
     async def _expire(self, model: ServedModel) -> None:
         async with self._turn:
@@ -299,27 +401,42 @@ class Serving:
                 await self._unload(model, "unloaded", f"idle for {model.keep_alive_s:g} s")
 
     def _on_death(self, model: ServedModel, failure: LoadmasterError) -> None:
-        self.counts[model.id].deaths += 1
         self.events.add("crashed", model.id, failure.message)
-        deaths = self._deaths.setdefault(model.id, deque(maxlen=BREAKER_DEATHS))
-        deaths.append(time.monotonic())
+        is_of_job = model.visitor is not None  # whose executor counts deaths by item
+        if model.visitor is not None:
+            model.visitor.lost()
         if is_out_of_memory(failure) and model.opened is not None:
-            self._at_most[model.id] = reduced(model.opened.session.plan)
-            self.events.add("note", model.id, "the next plan takes a tenth less memory")
+            self._take_less(model, model.opened.session.plan)
         opened = model.detach()
         model.state = "loading"
-        broken = len(deaths) == BREAKER_DEATHS and deaths[-1] - deaths[0] <= BREAKER_S
-        if broken:
-            model.state, model.failure = "failed", model_failed(model.id, failure)
-            self.events.add("failed", model.id, model.failure.message)
-            model.fail_waiting(model.failure)
-        self._background(self._replace(model, opened, again=not broken))
+        if is_of_job:
+            self.counts[model.id].deaths += 1
+        else:
+            self._count_death(model, failure)
+        self._background(self._replace(model, opened))
 
-    async def _replace(self, model: ServedModel, opened: Opened | None, *, again: bool) -> None:
+    def _count_death(self, model: ServedModel, failure: LoadmasterError) -> None:
+        """After too many in too short a time the model is down, and who waits is told."""
+        self.counts[model.id].deaths += 1
+        deaths = self._deaths.setdefault(model.id, deque(maxlen=BREAKER_DEATHS))
+        deaths.append(time.monotonic())
+        if len(deaths) < BREAKER_DEATHS or deaths[-1] - deaths[0] > BREAKER_S:
+            return
+        model.state, model.failure = "failed", model_failed(model.id, failure)
+        self.events.add("failed", model.id, model.failure.message)
+        model.fail_waiting(model.failure)
+
+    def _take_less(self, model: ServedModel, plan: Plan) -> None:
+        self._at_most[model.id] = reduced(plan)
+        self.events.add("note", model.id, smaller_text(plan))
+
+    async def _replace(self, model: ServedModel, opened: Opened | None) -> None:
         """Bury a dead worker; where the model is to go on, load it anew."""
         if opened is not None:
             await self._blocking(self._close, opened)
-        if again and not self.closing:
+        if self.closing:
+            model.fail_waiting(shutting_down())
+        elif model.state != "failed":
             await self.ensure(model)
 
     # -- the end
@@ -338,9 +455,11 @@ class Serving:
         """Stop every worker, whatever it does."""
         await self.drain(0)
         self._watch.cancel()
-        await asyncio.gather(*self._loads.values(), return_exceptions=True)
+        await asyncio.gather(*self._loads.values(), *self._job_loads, return_exceptions=True)
         for model in self.models.values():
             if (opened := model.detach()) is not None:
                 await self._blocking(opened.close)
             model.shut()
         self._loader.shutdown(wait=False, cancel_futures=True)
+        self._trier.shutdown(wait=False, cancel_futures=True)
+        self._schemas.close()

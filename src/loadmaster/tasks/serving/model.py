@@ -1,7 +1,8 @@
 """One model of a server: its worker, the requests that wait for it and those that run.
 
 At most as many requests as the plan has sequences are with the worker. The others wait here, so
-they outlive a worker that dies; what was with the worker ends with an error, exactly once.
+they outlive a worker that dies, and so does what was with it and had no text yet, once: it goes on
+with the next worker. Everything else that was with the worker ends with an error, exactly once.
 """
 
 import asyncio
@@ -14,19 +15,36 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from loadmaster.engine.types import DoneEvent, GenerateEvent, GenerateRequest, TextEvent
 from loadmaster.errors import BusyError, EngineError, LoadmasterError
-from loadmaster.model.types import ModelSpec
+from loadmaster.model.checkpoint import AnyModel
 from loadmaster.tasks.measurement import MemoryRow
 from loadmaster.tasks.opening import Opened
 from loadmaster.tasks.serving.answer import Answer, Mailbox
 from loadmaster.tasks.serving.counts import Counts
+from loadmaster.tasks.serving.requests import n_ctx_of
 from loadmaster.tasks.serving.types import ModelRow, ModelState, Offer
 
 T = TypeVar("T")
 RETRY_AFTER_S = 2
+# A request that was with so many workers when they died may be what they died of.
+MOST_DEATHS = 2
+
+
+class Visitor(Protocol):
+    """A job that has the model while people leave it."""
+
+    @property
+    def n_in_flight(self) -> int:
+        """Its requests with the worker."""
+
+    def ask_to_leave(self, why: str) -> None:
+        """Others need the model."""
+
+    def lost(self) -> None:
+        """The worker died."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -38,6 +56,13 @@ class _Ticket:
     part: int
     arrived_s: float = field(default_factory=time.monotonic)
     first_text_s: float | None = None
+    opened: Opened | None = None  # where it runs
+    deaths: int = 0  # workers that it was with when they died
+
+    def goes_on(self) -> bool:
+        """Whether another worker may begin it anew: nobody has seen anything of it."""
+        unseen = self.first_text_s is None and self.answer.is_open(self.part)
+        return unseen and self.deaths < MOST_DEATHS
 
 
 class ServedModel:
@@ -48,12 +73,14 @@ class ServedModel:
         self.state: ModelState = "unloaded"
         self.failure: LoadmasterError | None = None  # why the state is `failed`
         self.users = 0  # HTTP requests that hold it
+        self.visitor: Visitor | None = None  # is no user: whoever asks goes first
+        self.turned_out_s = -math.inf  # when a job last had to go
         self.last_used_s = time.monotonic()
         self.keep_alive_s = math.inf  # how long it stays after its last use
         self.opened: Opened | None = None
         self._measuring: asyncio.Task[None] | None = None
         self.last_memory: tuple[MemoryRow, ...] = ()  # as it was last measured
-        self.header: ModelSpec | None = None  # once somebody asked for its facts
+        self.header: AnyModel | None = None  # once somebody asked for its facts
         self.on_death: Callable[[ServedModel, LoadmasterError], None] = lambda model, error: None
         self._queue_cap = queue_cap
         self._mailbox = mailbox
@@ -62,7 +89,7 @@ class ServedModel:
         self._waiting: deque[_Ticket] = deque()
         self._running: dict[str, _Ticket] = {}
         # One thread: the template's child answers one at a time.
-        self._caller = ThreadPoolExecutor(1, thread_name_prefix="serve-call")
+        self.calls = ThreadPoolExecutor(1, thread_name_prefix="serve-call")
 
     # -- what others may know
 
@@ -78,7 +105,7 @@ class ServedModel:
 
     @property
     def is_idle(self) -> bool:
-        """Nobody holds it."""
+        """No person's request holds it."""
         return self.users == 0 and not self._running and not self._waiting
 
     @property
@@ -90,9 +117,25 @@ class ServedModel:
         return len(self._waiting)
 
     @property
+    def is_working(self) -> bool:
+        """Whether something of it is with the worker, or a job has not let go of it."""
+        return bool(self._running) or self.visitor is not None
+
+    def turn_out(self, why: str) -> None:
+        """Have a job let go of the model, which `visitor` tells; it comes back later."""
+        if self.visitor is not None:
+            self.turned_out_s = time.monotonic()
+            self.visitor.ask_to_leave(why)
+
+    def yields_to_job(self, patience_s: float) -> bool:
+        """Whether a job may take its place: nobody used it for so long, and no other job does."""
+        idle_s = time.monotonic() - self.last_used_s
+        return self.is_idle and self.visitor is None and idle_s >= patience_s
+
+    @property
     def expires_in_s(self) -> float:
         """Seconds until it is unloaded; infinite while it is used, or when it is to stay."""
-        if not self.is_idle or self.state != "ready":
+        if not self.is_idle or self.visitor is not None or self.state != "ready":
             return math.inf
         return self.last_used_s + self.keep_alive_s - time.monotonic()
 
@@ -103,10 +146,11 @@ class ServedModel:
         return ModelRow(
             id=self.id,
             state=self.state,
-            n_ctx=session.n_ctx if session else None,
+            n_ctx=n_ctx_of(self.opened) if self.opened else None,
             n_parallel=self.n_parallel if session else None,
             n_running=len(self._running),
             n_waiting=len(self._waiting),
+            n_items=self.visitor.n_in_flight if self.visitor else 0,
             planned_bytes=(
                 {d.id: d.planned_bytes for d in session.plan.devices} if session else {}
             ),
@@ -160,7 +204,7 @@ class ServedModel:
     async def call(self, function: Callable[..., T], *args: Any) -> T:
         """Run a call to the worker or the template off the event loop, one at a time."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._caller, partial(function, *args))
+        return await loop.run_in_executor(self.calls, partial(function, *args))
 
     @property
     def live(self) -> Opened:
@@ -230,12 +274,13 @@ class ServedModel:
     def _start(self, ticket: _Ticket) -> None:
         request = ticket.request
         self._running[request.request_id] = ticket
+        ticket.opened = self.live
         try:
             self.live.session.engine.start_request(request, self._sink)
         except LoadmasterError as error:
             del self._running[request.request_id]
             if self.worker_failure is not None:  # it died a moment ago: keep the place in the queue
-                self._waiting.appendleft(ticket)
+                self._wait_again(ticket)
                 self._died()
             else:
                 self._counts.ended("failed")
@@ -252,17 +297,35 @@ class ServedModel:
         if isinstance(outcome, DoneEvent | LoadmasterError):
             del self._running[request_id]
             self.last_used_s = time.monotonic()
+        if isinstance(outcome, DoneEvent) and self._lost_worker(ticket, outcome):
+            return
         self._counts.took(ticket.arrived_s, outcome, first=ticket.first_text_s is None)
         if isinstance(outcome, TextEvent):
             ticket.first_text_s = ticket.first_text_s or time.monotonic()
-        failed = isinstance(outcome, DoneEvent) and outcome.finish_reason == "failed"
-        if failed and self.worker_failure is not None:
-            ticket.answer.put(ticket.part, self.worker_failure)
-            self._died()
-            return
         ticket.answer.put(ticket.part, outcome)
         if isinstance(outcome, DoneEvent | LoadmasterError):
             self._fill()
+
+    def _lost_worker(self, ticket: _Ticket, done: DoneEvent) -> bool:
+        """Whether a request ended because its worker did, and is dealt with here."""
+        engine = ticket.opened.session.engine if ticket.opened else None
+        failure = engine.failure if engine else None
+        closed = self.opened is not ticket.opened  # for another model, or after its death
+        if done.finish_reason != "failed" or not (failure or closed):
+            return False
+        ticket.deaths += failure is not None
+        if ticket.goes_on() and self.state != "failed":
+            self._wait_again(ticket)
+        else:
+            self._counts.took(ticket.arrived_s, done, first=False)
+            ticket.answer.put(ticket.part, self.failure or failure or done)
+        self._died()
+        return True
+
+    def _wait_again(self, ticket: _Ticket) -> None:
+        """Back to its place: by arrival, before those who came later."""
+        place = sum(other.arrived_s <= ticket.arrived_s for other in self._waiting)
+        self._waiting.insert(place, ticket)
 
     def check_worker(self) -> None:
         """Notice a worker that died while nothing ran."""
@@ -278,4 +341,4 @@ class ServedModel:
 
     def shut(self) -> None:
         """No more calls."""
-        self._caller.shutdown(wait=False, cancel_futures=True)
+        self.calls.shutdown(wait=False, cancel_futures=True)

@@ -13,6 +13,7 @@ from loadmaster.tasks.locating import locate
 from loadmaster.tasks.planning import DEMO
 from loadmaster.tasks.serving.types import Offer
 
+_MOST_DIGITS = 9
 _ALIAS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._:/@-]{0,199}")
 
 
@@ -72,6 +73,23 @@ def read_offers(models: Sequence[str], embedders: Sequence[str] = ()) -> Offers:
     for offer in offers if models or embedders else ():
         locate(offer.model)
     return Offers(offers)
+
+
+def with_contexts(offers: Offers, texts: Sequence[str]) -> Offers:
+    """The same models, some with an n_ctx of their own: `ID=N`.
+
+    Raises:
+        NotFoundError: there is no model of this id.
+        UsageError: what follows it is no number of tokens.
+    """
+    known = {offer.id: offer for offer in offers}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        if not name or not number.isdecimal() or len(number) > _MOST_DIGITS or not int(number):
+            raise UsageError(f"`{text}` is not `ID=N`", hint="as in `--model-ctx coder=4096`")
+        offer = offers.find(name)
+        known[offer.id] = replace(offer, n_ctx=int(number))
+    return Offers(list(known.values()))
 
 
 def _offer(text: str) -> Offer:

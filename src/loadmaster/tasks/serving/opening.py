@@ -5,16 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from loadmaster.engine import builds
 from loadmaster.errors import UsageError
 from loadmaster.machine.detect import detect_machine
 from loadmaster.model.types import Pooling
 from loadmaster.plan.types import CPU, DoesNotFit, Plan
+from loadmaster.tasks.confinement import require_workers
 from loadmaster.tasks.opening import Opened, Planner, open_planned
 from loadmaster.tasks.planning import PlanOptions, PlanRequest, require_plan
 from loadmaster.tasks.progress import Progress
 from loadmaster.tasks.serving.types import Offer
-from loadmaster.units import MIB, Bytes
+from loadmaster.units import MIB, Bytes, format_size
 
 Ledger = Mapping[str, Bytes]  # bytes per device
 
@@ -38,13 +38,22 @@ class Share:
 class Prepared:
     """A model with a plan that fits; nothing is loaded yet."""
 
-    def __init__(self, planner: Planner, plan: Plan) -> None:
+    def __init__(self, planner: Planner, plan: Plan, *, strict: bool = False) -> None:
+        """With `strict`, `open` refuses a worker that is not confined by all that there is."""
         self.plan = plan
         self._planner = planner
+        self._strict = strict
 
     def open(self, progress: Progress) -> Opened:
         """Load the model and prove the plan. Takes as long as it takes."""
-        return open_planned(self._planner, self.plan, progress)
+        opened = open_planned(self._planner, self.plan, progress)
+        try:
+            if self._strict:
+                require_workers(getattr(opened.session.engine, "confinements", ()))
+        except BaseException:
+            opened.close()
+            raise
+        return opened
 
 
 class ModelOpener(Protocol):
@@ -57,10 +66,13 @@ class ModelOpener(Protocol):
 class Opener:
     """Plans and opens models under one budget. Its methods block: call them off the event loop."""
 
-    def __init__(self, options: PlanOptions, n_parallel: int | None) -> None:
+    def __init__(
+        self, options: PlanOptions, n_parallel: int | None, *, strict: bool = False
+    ) -> None:
         """`n_parallel` None: four sequences, or as many as the plan allows."""
         self._options = options
         self._n_parallel = n_parallel
+        self._strict = strict
         self._total: Ledger | None = None  # the caps at the first plan, when nothing was open
 
     def prepare(self, offer: Offer, share: Share) -> Prepared:
@@ -74,15 +86,16 @@ class Opener:
             planner = self._planner(offer, n_parallel, share)
             outcome = planner.plan()
             if isinstance(outcome, Plan):
-                return Prepared(planner, outcome)
+                return Prepared(planner, outcome, strict=self._strict)
         assert isinstance(outcome, DoesNotFit)
         return Prepared(planner, require_plan(outcome))
 
     def _planner(self, offer: Offer, n_parallel: int, share: Share) -> Planner:
         workload = replace(self._options.workload, kind="serve", n_seq_max=n_parallel)
+        if offer.n_ctx is not None:
+            workload = replace(workload, n_ctx=offer.n_ctx)
         planner = Planner(offer.model, replace(self._options, workload=workload, server=True))
-        if planner.build is None:
-            builds.find_build()  # which says why there is none
+        planner.require_build()
         pooling = planner.request.model.pooling or ("mean" if offer.embeds else None)
         if pooling is not None:
             planner.request = _for_vectors(planner.request, pooling)
@@ -163,8 +176,19 @@ def _missing(held: Ledger, before: Ledger, now: Ledger) -> Ledger:
 
 
 def reduced(plan: Plan) -> Ledger:
-    """The caps of the next plan after a worker ran out of memory: a tenth less on each device."""
-    return {d.id: Bytes(d.planned_bytes * 9 // 10) for d in plan.devices if d.planned_bytes}
+    """The caps of the next plan after a worker ran out of memory: on each device a tenth less for
+    the engine. What processes take is there whatever the plan is."""
+    return {
+        d.id: Bytes(d.needed_bytes - (d.needed_bytes - d.of("overhead")) // 10)
+        for d in plan.devices
+        if d.needed_bytes
+    }
+
+
+def smaller_text(plan: Plan) -> str:
+    """What is told of the caps of the next plan."""
+    sizes = ", ".join(f"{device} {format_size(size)}" for device, size in reduced(plan).items())
+    return f"the next plan has a tenth less memory for the engine, at most {sizes}"
 
 
 def check_parallel(n_parallel: int | None) -> None:

@@ -12,6 +12,7 @@ from loadmaster.tasks.api.openai_requests import Generation, Prompt
 from loadmaster.tasks.opening import Opened
 
 MOST_CHOICES = 8
+MOST_PARTS = 256  # answers of one HTTP request; the queue counts it as one
 # No text that says something has more bytes for each token; what has more is not tokenized, for the
 # tokens of 8 MB alone would take more memory than the plan of a small model.
 BYTES_PER_TOKEN = 64
@@ -161,6 +162,13 @@ def engine_requests(
         ContextLengthError: a prompt leaves no room.
     """
     n_ctx, generation = n_ctx_of(opened), job.generation
+    n_parts = len(prompts) * generation.n
+    if n_parts > MOST_PARTS:
+        raise BadFieldError(
+            "prompt",
+            f"{n_parts} answers in one request, {MOST_PARTS} at most",
+            numbers={"limit": MOST_PARTS},
+        )
     seed = secrets.randbelow(_SEEDS)
     requests = []
     for prompt in prompts:

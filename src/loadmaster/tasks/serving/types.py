@@ -8,6 +8,8 @@ from typing import Literal
 from loadmaster.tasks.planning import PlanOptions
 from loadmaster.units import Bytes
 
+_FOR_GOOD_S = 10 * 365 * 86_400.0  # a time beyond this is none: a model stays
+
 ModelState = Literal["unloaded", "loading", "ready", "draining", "failed"]
 
 
@@ -18,6 +20,7 @@ class Offer:
     id: str
     model: str
     embeds: bool = False  # to be opened for vectors, even where its header names no pooling
+    n_ctx: int | None = None  # tokens of one request of this model; None: as `--ctx` says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,8 @@ class ServeOptions:
     queue_cap: int = 64  # requests of one model that wait
     keep_alive_s: float = 300.0  # infinite: a model stays until another needs its memory
     drain_s: float = 30.0  # how long requests may go on once the server is to end
+    job_patience_s: float = 300.0  # a job may take the place of what nobody used for so long
+    probe_s: float = 30.0  # an idle model decodes a token after so long without; 0: never
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,7 @@ class ModelRow:
     idle_s: float | None  # None while requests run
     expires_s: float | None  # seconds until it is unloaded; None: not by itself
     reason: str | None = None  # why it failed
+    n_items: int = 0  # requests of a job that are with the worker
 
 
 def parse_keep_alive(text: str) -> float:
@@ -69,4 +75,4 @@ def parse_keep_alive(text: str) -> float:
     seconds = float(number) * unit
     if math.isnan(seconds):
         raise ValueError(text)
-    return math.inf if seconds < 0 else seconds
+    return math.inf if seconds < 0 or seconds > _FOR_GOOD_S else seconds

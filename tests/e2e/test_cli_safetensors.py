@@ -1,0 +1,89 @@
+"""A safetensors model through the commands people type, on the transformers engine."""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loadmaster.engine import python_build
+from loadmaster.interfaces.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = ("-c", "256", "-ub", "64", "--temp", "0", "-n", "8")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line with piped stdin: exit code, stdout, stderr."""
+
+    def call(*words: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        code = main.run(words)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_an_answer_under_a_plan_that_holds(run: Run, checkpoint: Path) -> None:
+    code, out, err = run("run", str(checkpoint), "Hello", "--quantize", "nf4", "--json", *SMALL)
+    assert code == 0, err
+    value = json.loads(out)
+    assert value["finish_reason"] in ("stop", "length")
+    assert 0 < value["usage"]["completion_tokens"] <= 8
+    assert value["plan"]["engine"]["quantize"] == "nf4"
+    rows = {row["kind"]: row for row in value["memory"]}
+    for kind in ("model", "kv"):
+        assert rows[kind]["planned_bytes"] == rows[kind]["measured_bytes"]
+    assert rows["total"]["measured_bytes"] <= rows["total"]["planned_bytes"]
+
+
+def test_a_plan_file_is_run_as_it_is(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    code, out, err = run("plan", str(checkpoint), "--json", "-c", "256", "-ub", "64")
+    assert code == 0, err
+    file = tmp_path / "plan.json"
+    file.write_text(out)
+    code, out, err = run("run", "--plan", str(file), "-n", "4", "--json", stdin="Hello")
+    assert code == 0, err
+    assert json.loads(out)["plan"]["engine"]["n_ctx"] == 256
+
+
+def test_a_conversation_goes_on_from_the_cells_it_has(run: Run, checkpoint: Path) -> None:
+    code, out, err = run("chat", str(checkpoint), "--json", *SMALL, stdin="Hello\nAgain\n")
+    assert code == 0, err
+    first, second = map(json.loads, out.splitlines())
+    assert first["usage"]["cached_tokens"] == 0
+    assert second["usage"]["cached_tokens"] > 0
+
+
+def test_a_job_runs_as_many_sequences_as_fit(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOADMASTER_HOME", str(tmp_path / "home"))
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
+    lines = [
+        {"custom_id": f"r{i}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        for i in range(6)
+    ]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, _, err = run(
+        "batch", "run", "-i", str(source), "-o", str(target), "-m", str(checkpoint),
+        "--served-model-name", "m",
+    )  # fmt: skip
+    assert code == 0, err
+    answers = [json.loads(line) for line in target.read_text().splitlines()]
+    assert {one["custom_id"] for one in answers} == {f"r{i}" for i in range(6)}
+    assert all(one["response"]["status_code"] == 200 for one in answers)
+
+
+def test_without_the_extra_it_says_what_to_type(
+    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(python_build, "_version", lambda package: None)
+    code, _, err = run("run", str(checkpoint), "Hello")
+    assert code == 7
+    assert 'pip install "loadmaster[hf]"' in err
