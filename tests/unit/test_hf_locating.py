@@ -11,9 +11,10 @@ from benchmarks.hostile_server import COMMIT, HostileServer, hub_path, hub_route
 from loadmaster.errors import DamagedFileError, NotFoundError, UsageError
 from loadmaster.interfaces.cli.main import run
 from loadmaster.model.checkpoint import AnyModel, CheckpointSpec
-from loadmaster.model.hf_source import read_checkpoint
+from loadmaster.model.hf_source import is_checkpoint, read_checkpoint
 from loadmaster.tasks.comparison import expand
 from loadmaster.tasks.locating import locate_header
+from loadmaster.tasks.pull import pull
 from tests import checkpoint_parts as parts
 from tests import remote_parts
 
@@ -65,7 +66,29 @@ def test_a_repository_is_read_as_its_files_are(server: HostileServer, local: Pat
     located = locate_header(HUB)
     assert comparable(located.model) == comparable(read_checkpoint(local))
     assert located.model.name == REPO.partition("/")[2]
-    assert f"hf download {REPO}" in located.notes[0]
+    assert f"loadmaster pull {HUB} --safetensors" in located.notes[0]
+
+
+def test_what_is_pulled_is_found_and_planned_alike(server: HostileServer, local: Path) -> None:
+    served = {path.name: path for path in local.iterdir()} | {"pytorch_model.bin": b"no"}
+    server.routes |= hub_routes(REPO, served)
+    pulled = pull(HUB, remote_parts.options(), remote_parts.Watcher())
+    assert {file.path.name for file in pulled.files} == {path.name for path in local.iterdir()}
+    assert comparable(read_checkpoint(pulled.path)) == comparable(read_checkpoint(local))
+    located = locate_header(HUB)
+    assert comparable(located.model) == comparable(read_checkpoint(local))
+    assert not located.notes  # it is here
+
+
+def test_safetensors_beside_a_gguf_are_pulled_when_asked_for(
+    server: HostileServer, local: Path
+) -> None:
+    served = {path.name: path for path in local.iterdir()} | {"m-Q8_0.gguf": b"GGUF"}
+    server.routes |= hub_routes(REPO, served)
+    options = replace(remote_parts.options(), safetensors=True)
+    assert is_checkpoint(pull(HUB, options, remote_parts.Watcher()).path)
+    with pytest.raises(NotFoundError, match="no config"):
+        pull(f"{HUB}:Q8_0", options, remote_parts.Watcher())
 
 
 def test_little_is_read_and_only_once(server: HostileServer) -> None:
@@ -194,3 +217,10 @@ def test_engines_in_one_table(local: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_gguf_is_not_quantized_again(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", "demo", "--quantize", "nf4", "--machine", "cpu-64g"]) == 2
     assert "is a GGUF in" in capsys.readouterr().err
+
+
+def test_a_folder_of_pickled_weights_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(DamagedFileError, match=r"pytorch_model\.bin holds pickled weights"):
+        locate_header(str(tmp_path))

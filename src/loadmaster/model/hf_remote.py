@@ -5,6 +5,7 @@ of the full size, and read from there like any checkpoint. A commit never change
 """
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +37,11 @@ _ENTRY_BYTES = 192
 _FIRST_BYTES = 4 * KIB
 _CONNECTIONS = 8
 _MAX_TEMPLATE_BYTES = 4 * MIB
+_SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+_BESIDE = frozenset({
+    CONFIG, INDEX, TEMPLATE, TOKENIZER_CONFIG, "generation_config.json", "tokenizer.json",
+    "special_tokens_map.json",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +57,17 @@ def has_checkpoint(files: Iterable[RepoFile]) -> bool:
     """Whether a listing has a config and safetensors at its top."""
     names = {file.path for file in files}
     return CONFIG in names and bool({INDEX, SINGLE} & names)
+
+
+def checkpoint_files(files: Iterable[RepoFile]) -> tuple[RepoFile, ...]:
+    """What of a listing a checkpoint is run from, its config first: weights in the usual names, and
+    the small JSON files beside them. Copies in other formats stay where they are."""
+    wanted = [file for file in files if _is_part(file.path)]
+    return tuple(sorted(wanted, key=lambda file: (file.path != CONFIG, file.path)))
+
+
+def _is_part(path: str) -> bool:
+    return bool(_SHARD.fullmatch(path)) or path in _BESIDE
 
 
 def read_remote_checkpoint(http: Http, remote: RemoteCheckpoint) -> CheckpointSpec:

@@ -32,11 +32,13 @@ _DTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32", "F64": "f64"}
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path is a folder with a config and safetensors, or a file in such a folder."""
+    """Whether a path is a folder with a config and weights, pickled ones too, which are refused
+    by name; or a file in such a folder."""
     if path.is_file():
         return path.suffix == ".safetensors" or path.name in (CONFIG, INDEX)
     return (path / CONFIG).is_file() and (
-        (path / INDEX).is_file() or any(name.endswith(".safetensors") for name in _names(path))
+        (path / INDEX).is_file()
+        or any(name.endswith((".safetensors", *_PICKLES)) for name in _names(path))
     )
 
 

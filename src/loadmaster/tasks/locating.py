@@ -200,7 +200,7 @@ def _find_path(name: str) -> Path | None:
 def _not_here(reference: Reference) -> NotFoundError:
     match reference:
         case PathReference(path=name):
-            hint = "give a GGUF file, or `demo` for the packaged model"
+            hint = "give a GGUF file or a folder of safetensors, or `demo` for the packaged model"
             if _LIKE_A_REPO.fullmatch(name):
                 hint = f"a file of this name is not here; on the Hub it would be `hf:{name}`"
             return NotFoundError(f"`{name}` is not there", hint=hint)
@@ -230,7 +230,7 @@ def _remote(reference: HubReference | UrlReference, *, checkpoint: bool = False)
         raise
     fetch = f"loadmaster pull {reference}"
     if isinstance(model, CheckpointSpec) and isinstance(reference, HubReference):
-        fetch = f"hf download {reference.repo_id}"  # `pull` is for GGUF files
+        fetch += " --safetensors"
     note = (
         f"not downloaded: planned from {format_size(model.header_bytes)} read of "
         f"{format_size(model.file_bytes)}; `{fetch}` fetches it"

@@ -124,7 +124,8 @@ def model_path(name: str) -> Path:
     path = Path(name).expanduser()
     if not path.exists():
         raise NotFoundError(
-            f"`{name}` is not there", hint="give a GGUF file, or `demo` for the packaged model"
+            f"`{name}` is not there",
+            hint="give a GGUF file or a folder of safetensors, or `demo` for the packaged model",
         )
     return path
 

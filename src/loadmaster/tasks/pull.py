@@ -9,18 +9,20 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from loadmaster.errors import BusyError, LoadmasterError, UsageError
+from loadmaster.errors import BusyError, LoadmasterError, NotFoundError, UsageError
+from loadmaster.model.hf_config import CONFIG
+from loadmaster.model.hf_remote import checkpoint_files, has_checkpoint
 from loadmaster.model.http import Http, Patience
 from loadmaster.model.hub import Hub, check_online
 from loadmaster.model.reference import HubReference, UrlReference, parse_reference, shown_url
 from loadmaster.model.remote import url_shards
 from loadmaster.model.store import repo_folder, url_file
-from loadmaster.model.variants import RepoFile, choose
+from loadmaster.model.variants import RepoFile, choose, variants_of
 from loadmaster.tasks.connections import TransferRules
 from loadmaster.tasks.partfile import check_room, quarantine, sync_folder, write_durably
 from loadmaster.tasks.progress import TransferProgress
@@ -34,6 +36,7 @@ class PullOptions:
     """What the user said about a download."""
 
     sha256: str | None = None
+    safetensors: bool = False  # of a repository that has GGUF files too
     rules: TransferRules = field(default_factory=TransferRules)
     patience: Patience = field(default_factory=Patience)
 
@@ -48,8 +51,13 @@ class Pulled:
 
     @property
     def path(self) -> Path:
-        """The file to name in other commands: the first shard."""
-        return self.files[0].path
+        """What to name in other commands: the first shard, or a checkpoint's folder."""
+        first = self.files[0].path
+        return first.parent if self.is_checkpoint else first
+
+    @property
+    def is_checkpoint(self) -> bool:
+        return self.files[0].path.name == CONFIG
 
     @property
     def fetched_bytes(self) -> int:
@@ -99,13 +107,29 @@ def _pull_hub(
 ) -> tuple[Fetched, ...]:
     with Hub(options.patience) as hub:
         commit = hub.commit(reference)
-        variant = choose(reference, hub.files(reference, commit))
-        _one_digest(options.sha256, len(variant.files))
+        files = _chosen(reference, hub.files(reference, commit), options)
+        _one_digest(options.sha256, len(files))
         target = _HubTarget(hub, reference, commit, options, progress)
         try:
-            return target.pull(variant.files)
+            return target.pull(files)
         except LoadmasterError as error:
             raise hub.refusal(reference, error) from None
+
+
+def _chosen(
+    reference: HubReference, listing: Sequence[RepoFile], options: PullOptions
+) -> tuple[RepoFile, ...]:
+    """The GGUF file that is meant; a checkpoint where it is asked for, or all there is."""
+    named = reference.file is not None or reference.quantization is not None
+    if options.safetensors and (named or not has_checkpoint(listing)):
+        raise NotFoundError(
+            f"`{reference}` has no config.json with safetensors beside it",
+            hint="leave `--safetensors` out for a GGUF file",
+        )
+    only = not named and not variants_of(listing) and has_checkpoint(listing)
+    if options.safetensors or only:
+        return checkpoint_files(listing)
+    return choose(reference, listing).files
 
 
 class _HubTarget:

@@ -28,19 +28,29 @@ _RATE_WINDOW_S = 10.0
     metavar="N",
     help="Ranges that are fetched at the same time.",
 )
+@click.option(
+    "--safetensors", is_flag=True, help="Of a repository that has GGUF files too, the safetensors."
+)
 @common_options
 def command(
-    model: str, sha256: str | None, connections: int, as_json: bool, quiet: bool, debug: bool
+    model: str,
+    sha256: str | None,
+    connections: int,
+    safetensors: bool,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
 ) -> None:
     """Download a model; an interrupted download goes on where it stopped.
 
     MODEL is `hf:owner/repo:Q4_K_M`, `hf:owner/repo/file.gguf`, each with `@revision` if need be, or
-    an `https://` URL. Files of the Hub go into the Hub's own cache and are verified against its
-    sha256; a file of a plain URL is verified against `--sha256`, or marked as unverified. stdout
-    has the path.
+    an `https://` URL. `hf:owner/repo` of safetensors is fetched with its config and tokenizer.
+    Files of the Hub go into the Hub's own cache and are verified against its sha256; a file of a
+    plain URL is verified against `--sha256`, or marked as unverified. stdout has the path.
     """
     progress = PullProgress(quiet=quiet or as_json)
-    options = PullOptions(sha256=sha256, rules=TransferRules(connections=connections))
+    rules = TransferRules(connections=connections)
+    options = PullOptions(sha256=sha256, safetensors=safetensors, rules=rules)
     try:
         pulled = pull(model, options, progress)
     finally:
@@ -60,14 +70,21 @@ def summary(pulled: Pulled) -> str:
         rate = pulled.fetched_bytes / MIB / max(pulled.took_s, 1e-3)
         parts.append(f"{format_size(pulled.fetched_bytes)} in {pulled.took_s:.1f} s")
         parts.append(f"{rate:.1f} MiB/s")
-        if not all(file.verified for file in pulled.files):
-            digests = ", ".join(file.sha256 for file in pulled.files if not file.verified)
-            parts.append(f"unverified: compare its sha256 {digests} with the publisher's")
-        else:
-            parts.append("sha256 verified")
+        parts.append(_verified(pulled))
     else:
         parts.append("was here already")
     return " · ".join(parts)
+
+
+def _verified(pulled: Pulled) -> str:
+    open_files = [file for file in pulled.files if not file.verified]
+    if not open_files:
+        return "sha256 verified"
+    if pulled.is_checkpoint and all(file.path.suffix != ".safetensors" for file in open_files):
+        names = ", ".join(file.path.name for file in open_files)
+        return f"sha256 of the weights verified; the Hub has none of {names}"
+    digests = ", ".join(file.sha256 for file in open_files)
+    return f"unverified: compare its sha256 {digests} with the publisher's"
 
 
 def _to_json(pulled: Pulled) -> dict[str, object]:
