@@ -1,5 +1,7 @@
 """Plans, reports and an engine made by hand, for tests of the tasks and the command line."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +36,20 @@ from loadmaster.tasks.template import ChatTemplate
 from loadmaster.units import MIB, Bytes
 
 GPU = "gpu:0"
+
+
+def in_own_process(*words: str, stdin: str = "") -> tuple[int, str, str]:
+    """A command in a process of its own, whose memory is the command's alone: exit code, stdout,
+    stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "loadmaster", *words],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 def settings(**changes: object) -> EngineSettings:

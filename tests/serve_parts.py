@@ -1,5 +1,6 @@
 """A real server process for tests, and the events it tells."""
 
+import asyncio
 import gc
 import json
 import os
@@ -28,9 +29,12 @@ TOOL_TEMPLATE = (
 
 
 def collect_clients() -> None:
-    """Have clients that were not closed end their connections, without a word."""
+    """Have clients that were not closed end their connections and loops, without a word."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        for found in gc.get_objects():
+            if isinstance(found, asyncio.BaseEventLoop) and not found.is_running():
+                found.close()
         gc.collect()
 
 

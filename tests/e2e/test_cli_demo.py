@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from loadmaster.interfaces.cli import main
+from tests.cli_parts import in_own_process
 
 pytestmark = pytest.mark.engine
 
@@ -29,9 +30,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-def test_the_measured_buffers_equal_the_plan_and_the_total_is_inside_the_cap(run: Run) -> None:
-    code, out, err = run("run", "demo", "What does os.path.join do?", "--ram", "400MiB", *SMALL)
-    assert code == 0
+def test_the_measured_buffers_equal_the_plan_and_the_total_is_inside_the_cap() -> None:
+    words = ("run", "demo", "What does os.path.join do?", "--ram", "400MiB", *SMALL)
+    code, out, err = in_own_process(*words)
+    assert code == 0, err
     assert out.strip()
     for kind in ("model", "kv", "compute"):
         assert re.search(rf"cpu\s+{kind}\s.*equal", err), err

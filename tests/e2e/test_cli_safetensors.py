@@ -10,6 +10,7 @@ import pytest
 
 from loadmaster.engine import python_build
 from loadmaster.interfaces.cli import main
+from tests.cli_parts import in_own_process
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("-c", "256", "-ub", "64", "--temp", "0", "-n", "8")
@@ -28,8 +29,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-def test_an_answer_under_a_plan_that_holds(run: Run, checkpoint: Path) -> None:
-    code, out, err = run("run", str(checkpoint), "Hello", "--quantize", "nf4", "--json", *SMALL)
+def test_an_answer_under_a_plan_that_holds(checkpoint: Path) -> None:
+    words = ("run", str(checkpoint), "Hello", "--quantize", "nf4", "--json", *SMALL)
+    code, out, err = in_own_process(*words)
     assert code == 0, err
     value = json.loads(out)
     assert value["finish_reason"] in ("stop", "length")
