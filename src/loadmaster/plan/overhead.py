@@ -29,13 +29,13 @@ _CONTEXT_BYTES = {
     "virtual": 0,
 }
 
-# Private memory before a model is open: the command (18.1 MiB) and the worker with the engine's
-# libraries (14.2), and what the kernel keeps for them.
-PROCESS_BYTES = 35 * MIB
+# Private memory before a model is open: the command (20.8 MiB) and the worker with the engine's
+# libraries (14.4), and what the kernel keeps for them.
+PROCESS_BYTES = 38 * MIB
 # A server in the command: its libraries, connections and what requests leave in caches.
 SERVER_BYTES = 32 * MIB
-# The child that renders the model's own chat template (10.4 MiB).
-TEMPLATE_BYTES = 11 * MIB
+# The child that renders the model's own chat template (11.9 MiB).
+TEMPLATE_BYTES = 12 * MIB
 # A line editor in the command, `chat` beside `run`.
 LINE_EDITOR_BYTES = 12 * MIB
 # An open engine without a vocabulary: threads, backends, a file's metadata.
