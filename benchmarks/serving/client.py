@@ -118,6 +118,15 @@ class Asking:
         self._writer.write(self._payload[: int(len(self._payload) * share)])
         await self._writer.drain()
 
+    async def send_slowly(self, pieces: int, every_s: float) -> None:
+        """Connect and send the head, then the body in so many pieces, with a pause before each."""
+        await self.send(0.0)
+        size = -(-len(self._payload) // pieces)
+        for start in range(0, len(self._payload), size):
+            await asyncio.sleep(every_s)
+            self._writer.write(self._payload[start : start + size])
+            await self._writer.drain()
+
     async def until_text(self, n: int = 1) -> None:
         """Read until so many texts have come, or the end."""
         events = self._reading()

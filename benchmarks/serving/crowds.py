@@ -1,4 +1,4 @@
-"""A thousand clients at once, and clients that hardly read."""
+"""A thousand clients at once, and clients that hardly read or hardly send."""
 
 import asyncio
 import itertools
@@ -6,16 +6,19 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from benchmarks.serving.client import Asking, Seen, ask, chat, verdict
+from benchmarks.serving.client import HOST, LIMIT_S, Asking, Seen, ask, chat, verdict
 from benchmarks.serving.server import Ends, Server, serving
 from benchmarks.serving.tally import Tally, fake_truth
 
 CROWD = 1000
 QUEUE = 64  # the server's default
 STALL_S = 60.0  # after which the server gives a client up that takes nothing
+HEAD_S = 30.0  # after which it gives up a request whose head has not come
+_CREEPERS = 200
 _SHORT = 8  # tokens of an answer in a crowd
 _SLOW_TOKENS = 1500
 _QUICK = {"tok_s": 100.0, "prefill_tok_s": 100_000.0}
@@ -34,21 +37,27 @@ async def crowd(
     words = ["--parallel", "4", "--queue", str(queue)]
     async with serving(*words, ends=ends, fake=fake) as server:
         body = chat("one of many", max_tokens=_SHORT)
+        limit_s = LIMIT_S if fake is not None else 4 * LIMIT_S  # the last one waits for all others
         asked = [
-            asyncio.create_task(ask(server.port, {**body, "stream": i % 2 == 0})) for i in range(n)
+            asyncio.create_task(ask(server.port, {**body, "stream": i % 2 == 0}, limit_s))
+            for i in range(n)
         ]
         if killed:
-            await _kill_when(server, n_waiting=n // 2)
+            await _kill_amid(server, asked, n_waiting=n // 2)
         seen = await asyncio.gather(*asked)
         await server.until_idle()
     return _count(tally, seen, fake is not None, room=queue + 4 if queue < n else n)
 
 
-async def _kill_when(server: Server, n_waiting: int) -> None:
-    """Kill the worker in the midst of it."""
-    worker = server.worker()
+async def _kill_amid(server: Server, asked: Sequence[asyncio.Task[Seen]], n_waiting: int) -> None:
+    """Kill the worker when so many wait, or when the queue gets shorter already."""
+    worker, most = server.worker(), 0
     async with asyncio.timeout(60):
-        while (await server.row()).get("n_waiting", 0) < n_waiting:
+        while most < n_waiting and not all(one.done() for one in asked):
+            waiting = (await server.row()).get("n_waiting", 0)
+            if waiting < most:
+                break
+            most = waiting
             await asyncio.sleep(0.01)
     if worker is not None:
         os.kill(worker, signal.SIGKILL)
@@ -125,3 +134,35 @@ async def stalled(ends: Ends, tally: Tally) -> float:
         tally.add(one.seen, None)
         tally.expect(taken_s < STALL_S + 15, f"a stalled client was kept for {taken_s:.0f} s")
         return round(taken_s, 1)
+
+
+async def creeping(ends: Ends, tally: Tally) -> float:
+    """Clients whose heads never end, and one that sends a body slowly beside them: they are given
+    up, it is answered. How long the last of them was kept."""
+    async with serving("--parallel", "4", ends=ends, fake=_QUICK) as server:
+        slow = Asking(server.port, chat("slow", max_tokens=_SHORT))
+        sending = asyncio.create_task(slow.send_slowly(pieces=4, every_s=HEAD_S / 3))
+        kept_s = max(await asyncio.gather(*(_creep(server.port) for _ in range(_CREEPERS))))
+        await sending
+        found = tally.add(await slow.finish(), fake_truth(_SHORT))
+    tally.expect(found == "whole", f"a body that came slowly ended as {found}")
+    tally.expect(kept_s < HEAD_S + 5, f"a head that does not end was waited for {kept_s:.0f} s")
+    return round(kept_s, 1)
+
+
+async def _creep(port: int) -> float:
+    """A byte of a head every second, as long as the server takes them; how long it did."""
+    reader, writer = await asyncio.open_connection(HOST, port)
+    began = time.monotonic()
+    ended = asyncio.create_task(reader.read())
+    writer.write(b"GET /health HTTP/1.1\r\nx: ")
+    while not ended.done() and time.monotonic() < began + 3 * HEAD_S:
+        writer.write(b"x")
+        await asyncio.wait({ended}, timeout=1.0)
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    ended.cancel()
+    with suppress(OSError, asyncio.CancelledError):
+        await ended
+    return time.monotonic() - began

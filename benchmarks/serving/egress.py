@@ -6,10 +6,12 @@ The server runs in a network namespace whose only way out is an interface that c
 by every API, with addresses of the net wherever a client could put one, on the real engine and on
 the fake one, with core dumps allowed; then its workers are killed by SIGABRT and SIGSEGV, and the
 server itself. Every prompt and every key has a text of its own, which is looked for in files, logs,
-core dumps, arguments and environments. A planted packet and planted texts show that they are seen.
+core dumps, arguments and environments; so have files and batches, whose text may be in the state
+folder and nowhere else. A planted packet and planted texts show that they are seen.
 
     packets_out        packets off loopback; packets_aside: on loopback, to other ports
     canary_hits        places that have a prompt, a key or an answer that may not
+    kept_files         files of the state folder that have a batch's text, as they should
     controls_missed    planted packets and texts that were not found
 """
 
@@ -30,7 +32,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving import packets
+from benchmarks.serving import keeping, packets
 from benchmarks.serving.canary import in_files, in_processes
 from loadmaster.engine import builds
 from loadmaster.errors import LoadmasterError
@@ -50,6 +52,7 @@ class Found:
     hits: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     cores: int = 0
+    kept: int = 0
 
 
 def run(*, seed: int = 0, quick: bool = False) -> dict[str, object]:
@@ -83,6 +86,7 @@ def _inside(*, quick: bool) -> dict[str, object]:
         **({} if unseen is None else {"packets_unseen": unseen}),
         "canary_hits": len(found.hits),
         "core_dumps": found.cores,
+        "kept_files": found.kept,
         "controls_missed": len(found.missed),
     }
 
@@ -113,6 +117,7 @@ class _Server:
         for each in self.folders:
             each.mkdir()
         home, temporary, cwd, cache, log = self.folders
+        self.state = home / "loadmaster" / "state"
         self.key = f"key{secrets.token_hex(12)}"
         self.key_file = folder / "key"
         self.key_file.write_text(self.key)
@@ -187,7 +192,7 @@ def _allow_cores() -> None:
 
 
 def _watch_one(folder: Path, backend: str, tap: packets.Tap | None, found: Found) -> None:
-    canary = f"canary{secrets.token_hex(12)}"
+    canary, kept = f"canary{secrets.token_hex(12)}", f"kept{secrets.token_hex(12)}"
     server = _Server(folder, backend)
     if tap is not None:
         tap.expect(server.port)
@@ -196,8 +201,9 @@ def _watch_one(folder: Path, backend: str, tap: packets.Tap | None, found: Found
         for method, path, body in _requests(canary):
             server.ask(method, path, body)
             found.requests += 1
-        found.hits += in_processes(canary, server.process.pid)
-        found.hits += in_processes(server.key, server.process.pid)
+        found.requests += keeping.use(server, kept)
+        for text in (canary, kept, server.key):
+            found.hits += in_processes(text, server.process.pid)
         _kill_everyone(server, canary, found)
     finally:
         server.close()
@@ -207,6 +213,11 @@ def _watch_one(folder: Path, backend: str, tap: packets.Tap | None, found: Found
         found.missed += [f"{backend}: {what}" for what in _packet_controls(tap)]
     for text in (canary, server.key):
         found.hits += in_files(text, [*server.folders, Path("/dev/shm")])
+    found.hits += keeping.astray(kept, [*server.folders, Path("/dev/shm")], server.state)
+    n_kept = keeping.count_kept(kept, server.state)
+    found.kept += n_kept
+    if not n_kept:
+        found.missed.append(f"{backend}: the lines of a batch in {server.state.name}")
     found.cores += sum(1 for path in folder.rglob("core*") if path.is_file())
     found.missed += [f"{backend}: {what}" for what in _controls(folder)]
 

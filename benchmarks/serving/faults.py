@@ -1,4 +1,4 @@
-"""Part `faults`: deaths, stops, hangs, clients that leave, read slowly or come a thousand at once.
+"""Part `faults`: deaths, stops, hangs, clients that leave, are slow, or come a thousand at once.
 
 Everything runs on the fake engine, whose answers are known to the letter and whose steps have a set
 length, and the kills, the leaving and the crowds on the demo model as well. There a step's length
@@ -41,6 +41,7 @@ async def _run(chance: random.Random, share: float) -> dict[str, object]:
         asyncio.create_task(kills.hang(ends, tally, idle=False)),
         asyncio.create_task(kills.hang(ends, tally, idle=True)),
         asyncio.create_task(crowds.stalled(ends, tally)),
+        asyncio.create_task(crowds.creeping(ends, tally)),
     ]
     await asyncio.gather(*(kills.stop(ends, tally, kills.FAST) for _ in range(N_STOPS - 1)))
     await kills.stop(ends, tally, None)
@@ -51,7 +52,8 @@ async def _run(chance: random.Random, share: float) -> dict[str, object]:
     figures |= await _crowds(ends, tally, share)
     figures |= await crowds.slow_readers(ends, tally, max(4.0, SLOW_S * share))
     _say("slow readers", tally)
-    *_, figures["stalled_until_dropped_s"] = await asyncio.gather(*waiting)
+    *_, stalled_s, creeping_s = await asyncio.gather(*waiting)
+    figures |= {"stalled_until_dropped_s": stalled_s, "slow_heads_until_dropped_s": creeping_s}
     _say("hangs", tally)
     figures |= await asyncio.to_thread(_proved, streams, tally)
     _say("proof", tally)

@@ -43,7 +43,7 @@ from loadmaster.engine.wire import Channel, Frame
 from loadmaster.errors import EngineError, LoadmasterError, ModelChangedError
 from loadmaster.machine.types import Confinement
 from loadmaster.model.stamp import check_unchanged
-from loadmaster.plan.types import AnySettings
+from loadmaster.plan.types import AnySettings, EngineSettings
 from loadmaster.scheduler.types import Limits
 from loadmaster.schema import from_json, to_json
 from loadmaster.units import Bytes
@@ -51,6 +51,7 @@ from loadmaster.units import Bytes
 BEAT_S = 0.5
 _SAMPLE_S = 0.1  # the memory meter
 _PROGRESS_S = 0.05
+_FLUSH_S = 1.0  # without a request: a job has ended
 _STATE_BYTES = 1 << 30  # for the states of preempted requests where nobody caps the RAM
 _EVENT_KINDS = {TextEvent: "text", PrefillEvent: "prefill", DoneEvent: "done"}
 FATAL_STATUS = 70
@@ -128,13 +129,23 @@ class Worker:
         while True:
             while self._driver is None or self._driver.idle or not self._inbox.empty():
                 self._pulse.doing("idle")
-                self._handle(self._inbox.get())
+                self._handle(self._next_frame())
                 self._send_events()
             self._pulse.doing("a step")
             try:
                 self._driver.step()
             finally:
                 self._send_events()
+
+    def _next_frame(self) -> Frame:
+        """What is to be done next. When nobody has asked for a while, freed memory goes back."""
+        if self._driver is None:
+            return self._inbox.get()
+        try:
+            return self._inbox.get(timeout=_FLUSH_S)
+        except queue.Empty:
+            self._opened.flush()
+            return self._inbox.get()
 
     def _read(self) -> None:
         """Fill the inbox; what cannot wait for the main thread is done here."""
@@ -250,6 +261,7 @@ class Worker:
             shared_at_end=capabilities.shared_at_end,
             partial_state=capabilities.partial_state,
             state_bytes=_state_room(request) if capabilities.state_save else 0,
+            answers_beside=_answers_beside(request.settings),
         )
         self._ram_cap_bytes = request.ram_cap_bytes if request.state_bytes is None else None
         self._driver = Driver(
@@ -358,6 +370,13 @@ def _state_room(request: LoadRequest) -> int:
     if request.state_bytes is not None:
         return request.state_bytes
     return _STATE_BYTES if request.ram_cap_bytes is None else 0
+
+
+def _answers_beside(settings: AnySettings) -> int:
+    """On a GPU answers go along with a prompt for next to nothing; the CPU's kernels take four
+    tokens at a time, and each costs what one of the prompt costs."""
+    on_cpu = isinstance(settings, EngineSettings) and settings.n_gpu_layers == 0
+    return 4 if on_cpu else 0
 
 
 def _check_after_load(files: list[Path], stamp: str) -> None:

@@ -16,7 +16,7 @@ from loadmaster.scheduler.cells import Cells
 from loadmaster.scheduler.counts import Counts
 from loadmaster.scheduler.places import Places
 from loadmaster.scheduler.request import Request, rank_of
-from loadmaster.scheduler.steps import step_work
+from loadmaster.scheduler.steps import sits_out, step_work
 from loadmaster.scheduler.types import (
     Action,
     Admitted,
@@ -57,6 +57,7 @@ class Scheduler:
         self._places = Places(limits, self._counts)
         self._requests: dict[str, Request] = {}  # queued and running
         self._outstanding: tuple[SequenceWork, ...] | None = None
+        self._n_out = 0  # steps in a row without those who answer
 
     @property
     def _cells(self) -> Cells:
@@ -179,7 +180,10 @@ class Scheduler:
         ready = [request for request in self._places.running if request.ready]
         if len(ready) > self._cells.n_available:
             return self._places.give_up_last()
-        work, n_decoding = step_work(self.limits, ready, self._cells.n_available)
+        sit_out = sits_out(self.limits, ready, self._n_out)
+        self._n_out = self._n_out + 1 if sit_out else 0
+        available = self._cells.n_available
+        work, n_decoding = step_work(self.limits, ready, available, prompts_alone=sit_out)
         if not work:
             return []
         n_tokens = sum(len(part.tokens) for part in work)

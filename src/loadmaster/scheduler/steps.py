@@ -5,20 +5,41 @@ from collections.abc import Sequence
 from loadmaster.scheduler.request import Request
 from loadmaster.scheduler.types import Limits, SequenceWork
 
+# Steps in a row without those who answer, at the most.
+_MOST_OUT = 3
+# What is left of a prompt is little when it is at most one in so many tokens of a step.
+_LITTLE = 4
+
+
+def sits_out(limits: Limits, ready: Sequence[Request], n_out: int) -> bool:
+    """Whether the next step is for prompts alone, after `n_out` in a row that were.
+
+    Where the CPU computes, a token of an answer costs as much as one of a prompt, and in a tile of
+    its attention those of all answers together as much as 64 that see every cell in use. All of
+    them join at once, for the tile's sake, and so rarely that it is no more than
+    `answers_beside` of them for each step.
+    """
+    waiting = [request for request in ready if not request.decoding]
+    if not limits.answers_beside or not waiting or waiting[0].priority > 0:
+        return False
+    n_answers = len(ready) - len(waiting)
+    return n_out < _MOST_OUT and (n_out + 1) * limits.answers_beside < n_answers
+
 
 def step_work(
-    limits: Limits, ready: Sequence[Request], n_available: int
+    limits: Limits, ready: Sequence[Request], n_available: int, *, prompts_alone: bool = False
 ) -> tuple[tuple[SequenceWork, ...], int]:
-    """The next step of these requests, in order of rank, and how many of them decode.
+    """The next step of these requests, in order of rank, and how many of them decode; with
+    `prompts_alone` none do.
 
     Each of them needs a cell: `n_available` are there at least.
     """
-    decoding = [request for request in ready if request.decoding]
+    decoding = [request for request in ready if request.decoding and not prompts_alone]
     work = [_work(request, 1) for request in decoding]
-    if len(ready) > len(decoding):
-        prefilling = [request for request in ready if not request.decoding]
-        room = min(_room(limits, len(decoding)), n_available - len(decoding))
-        work += _chunks(limits, prefilling, room)
+    prefilling = [request for request in ready if not request.decoding]
+    if prefilling:
+        room = min(limits.n_ubatch, limits.n_batch) if prompts_alone else _room(limits, len(work))
+        work += _chunks(limits, prefilling, min(room, n_available - len(work)))
     return tuple(work), len(decoding)
 
 
@@ -32,17 +53,31 @@ def _room(limits: Limits, n_decoding: int) -> int:
 
 
 def _chunks(limits: Limits, prefilling: Sequence[Request], room: int) -> list[SequenceWork]:
-    """The first in rank gets as much as there is, the others a token at least."""
+    """The first in rank gets as much as there is, less what is set aside for others."""
     work = []
-    n_behind = len(prefilling)
-    for request in prefilling:
-        n_behind -= 1
-        if room <= 0:
-            break
-        n = min(request.n_left, max(1, room - n_behind), _until_stop(limits, request))
-        room -= n
-        work.append(_work(request, n))
+    aside = _set_aside(limits, prefilling, room)
+    behind = sum(aside)
+    for request, own in zip(prefilling, aside, strict=True):
+        behind -= own
+        n = min(request.n_left, max(own, room - behind), _until_stop(limits, request), room)
+        if n > 0:
+            room -= n
+            work.append(_work(request, n))
     return work
+
+
+def _set_aside(limits: Limits, prefilling: Sequence[Request], room: int) -> list[int]:
+    """Tokens of a step that others have for sure. Items of jobs: one. Of people, those who need
+    little get all of it in up to half of the step, the others nothing: cells apart from the rest
+    of their sequence are one more tile for each of its tokens to compute."""
+    if prefilling[0].priority > 0:
+        return [1] * len(prefilling)
+    aside, left = [], room // 2
+    for request in prefilling:
+        n = request.n_left if request.n_left <= min(left, limits.n_ubatch // _LITTLE) else 0
+        aside.append(n)
+        left -= n
+    return aside
 
 
 def _until_stop(limits: Limits, request: Request) -> int:

@@ -33,6 +33,7 @@ class Limits:
     partial_state: bool = False  # the end of a sequence can be saved without its beginning
     state_bytes: int = 0  # host RAM for the states of preempted requests
     min_wait_tokens: int = 8  # a shared part must save so many tokens to be waited for
+    answers_beside: int = 0  # beside a person's prompt, so many in the mean of steps; 0: all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

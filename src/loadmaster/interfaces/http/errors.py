@@ -78,6 +78,8 @@ def may_pass(error: LoadmasterError) -> bool:
 
 
 def _headers(error: LoadmasterError) -> dict[str, str]:
+    if error.http_status == 408:  # the rest of the request may still come, and is for nobody
+        return {"connection": "close"}
     if error.http_status < 500 and error.http_status != 429:
         return {}
     if may_pass(error):

@@ -22,6 +22,8 @@ from loadmaster.interfaces.http.errors import error_response
 BODY_LIMIT_BYTES = 8 << 20
 FILE_LIMIT_BYTES = 200 << 20
 BODY_WAIT_S = 30.0  # for the next bytes of a body that has begun
+BODY_SLACK_S = 60.0  # for the whole body, and a second more for each so many bytes of it:
+BODY_PACE_BYTES = 1 << 10
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN_PATHS = frozenset({"/health"})  # says only that the server is up
 FILES_PATH = "/v1/files"
@@ -205,6 +207,7 @@ class _Limited:
         self._receive = receive
         self._limit = limit
         self._count = 0
+        self._waited_s = 0.0
         self._complete = False
 
     async def __call__(self) -> Message:
@@ -216,11 +219,20 @@ class _Limited:
         return message
 
     async def _next(self) -> Message:
+        """The next bytes; what the server itself does between two of them does not count."""
+        loop = asyncio.get_running_loop()
+        left_s = BODY_SLACK_S + self._count / BODY_PACE_BYTES - self._waited_s
+        began = loop.time()
         try:
-            async with asyncio.timeout(BODY_WAIT_S):
+            async with asyncio.timeout(min(BODY_WAIT_S, left_s)):
                 return await self._receive()
         except TimeoutError:
+            if left_s <= BODY_WAIT_S:
+                text = f"{self._count} bytes of the body came in {BODY_SLACK_S:g} s and more"
+                raise _TooSlow(text) from None
             raise _TooSlow(f"no byte of the body came for {BODY_WAIT_S:g} s") from None
+        finally:
+            self._waited_s += loop.time() - began
 
 
 def _with_origin(send: Send, origin: str | None) -> Send:

@@ -14,6 +14,7 @@ import uvicorn
 from loadmaster import settings
 from loadmaster.errors import LoadmasterError, UsageError
 from loadmaster.interfaces.http.app import make_app
+from loadmaster.interfaces.http.connection import Connection
 from loadmaster.interfaces.http.guard import LOOPBACK_NAMES, Rules
 from loadmaster.interfaces.http.owner import owner_of_port
 from loadmaster.model.reference import is_loopback
@@ -186,7 +187,7 @@ def _config(app: object, listening: Listening) -> uvicorn.Config:
         server_header=False,
         lifespan="on",
         loop="asyncio",
-        http="h11",
+        http=Connection,
         ws="none",
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(listening.drain_s) + 2,

@@ -21,11 +21,12 @@ TEXTS: Schema = {"type": "array", "items": TEXT}
 TEXT_OR_TEXTS: Schema = {"anyOf": [TEXT, {**TEXTS, "minItems": 1}]}
 TOKENS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 
-# Statuses beside 200. The guard's come before any route is looked at.
-GUARD = (401, 403, 413)
+# Statuses beside 200. The connection's and the guard's come before any route is looked at.
+CONNECTION = (408, 503)
+GUARD = (*CONNECTION, 401, 403, 413)
 READS = (*GUARD, 500)
-TAKES_JSON = (*GUARD, 400, 408, 500)
-NAMES_MODEL = (*TAKES_JSON, 404, 503)
+TAKES_JSON = (*GUARD, 400, 500)
+NAMES_MODEL = (*TAKES_JSON, 404)
 USES_MODEL = (*NAMES_MODEL, 429)
 
 
@@ -156,7 +157,8 @@ _FETCHED = ("application/octet-stream",)
 
 SHAPES: Mapping[tuple[str, str], Shape] = {
     ("GET", "/"): _reads({}, media=("text/plain", "text/html")),
-    ("GET", "/health"): Shape(statuses=(403, 413), answer=_fields(status={"const": "ok"})),
+    ("GET", "/health"): Shape(
+        statuses=(*CONNECTION, 403, 413), answer=_fields(status={"const": "ok"})),
     ("GET", "/openapi.json"): _reads(_fields(openapi=TEXT, info=OBJECT, paths=OBJECT)),
     ("GET", "/metrics"): _reads({}, media=("text/plain",)),
     ("GET", "/props"): _reads(
@@ -200,7 +202,7 @@ SHAPES: Mapping[tuple[str, str], Shape] = {
     ("POST", "/v1/reranking"): _RERANK,
     ("POST", "/rerank"): _RERANK,
     ("POST", "/v1/files"): Shape(
-        statuses=(*TAKES_JSON, 404, 429, 503, 507), answer=_FILE,
+        statuses=(*TAKES_JSON, 404, 429, 507), answer=_FILE,
         form={
             "type": "object",
             "properties": {"purpose": {"enum": ["batch"]}, "file": {"type": "string"}},

@@ -30,6 +30,7 @@ from loadmaster.jobs.types import Counts, Item, Job
 from loadmaster.tasks.batch import jobs as batch_jobs
 from loadmaster.tasks.batch.items import failed_result
 from loadmaster.tasks.batch.lives import HOPELESS
+from loadmaster.tasks.batch.outputs import export
 from loadmaster.tasks.batch.policy import StopReason
 from loadmaster.tasks.serving.guests import Guest
 from loadmaster.tasks.serving.model import ServedModel
@@ -262,7 +263,7 @@ class Attendant:
             if not self._exported:
                 self._room.files.reserve(order.output_file_id)
                 self._room.files.reserve(order.error_file_id)
-                batch_jobs.export(store, store.job())
+                export(store, store.job())
             return store.counts()
 
     def _publish(self, order: BatchOrder, file_id: str, kind: str, *, has_lines: bool) -> None:

@@ -1,6 +1,8 @@
 """Why requests end that are not to blame: a worker that died, a model that is down, a server that
 ends."""
 
+from collections import deque
+
 from loadmaster.errors import EngineError, LoadmasterError
 
 # After so many deaths in so long a time a model is not loaded again by itself.
@@ -30,3 +32,22 @@ def shutting_down() -> EngineError:
     error = EngineError("the server is shutting down", hint="send the request again later")
     error.code = "shutting_down"
     return error
+
+
+class Breaker:
+    """Counts the deaths of models' workers, and says when a model is to stay down."""
+
+    def __init__(self) -> None:
+        self._deaths: dict[str, deque[float]] = {}
+
+    def count(self, model: str, failure: LoadmasterError, now: float) -> EngineError | None:
+        """Note a death; the error of a model that is down from now on."""
+        deaths = self._deaths.setdefault(model, deque(maxlen=BREAKER_DEATHS))
+        deaths.append(now)
+        if len(deaths) < BREAKER_DEATHS or deaths[-1] - deaths[0] > BREAKER_S:
+            return None
+        return model_failed(model, failure)
+
+    def close(self, model: str) -> None:
+        """Forget what was: the model may be loaded again."""
+        self._deaths.pop(model, None)

@@ -51,6 +51,7 @@ async def embed(serving: Serving, name: str | None, texts: Sequence[str]) -> Vec
     async with serving.use(name) as model:
         _check_pooling(model, await serving.live(model), ranks=False)
         vectors, n_tokens = await serving.call(model, work)
+        _count(serving, model, n_tokens)
         return Vectors(model=model.id, vectors=vectors, n_tokens=n_tokens)
 
 
@@ -76,7 +77,15 @@ async def rank(serving: Serving, name: str | None, query: str, documents: Sequen
     async with serving.use(name) as model:
         _check_pooling(model, await serving.live(model), ranks=True)
         scores = await serving.call(model, score)
+        _count(serving, model)
         return Ranks(model=model.id, scores=scores)
+
+
+def _count(serving: Serving, model: ServedModel, n_tokens: int = 0) -> None:
+    """Such requests are no events of a worker, from which the others are counted."""
+    counts = serving.counts[model.id]
+    counts.ended("stop")
+    counts.prompt_tokens += n_tokens
 
 
 def _check_pooling(model: ServedModel, opened: Opened, *, ranks: bool) -> None:

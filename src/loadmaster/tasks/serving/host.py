@@ -7,7 +7,6 @@ not enough, nothing is closed and the client is told how many bytes are missing.
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -16,7 +15,6 @@ from typing import Any, TypeVar
 
 from loadmaster.engine.types import GenerateRequest
 from loadmaster.errors import (
-    BusyError,
     EngineCrashedError,
     EngineError,
     EngineRefusedError,
@@ -30,14 +28,9 @@ from loadmaster.tasks.planning import PlanRefusedError
 from loadmaster.tasks.schema_trial import SchemaTrial
 from loadmaster.tasks.serving.answer import Answer, Mailbox
 from loadmaster.tasks.serving.counts import Counts
-from loadmaster.tasks.serving.deaths import (
-    BREAKER_DEATHS,
-    BREAKER_S,
-    is_out_of_memory,
-    model_failed,
-    shutting_down,
-)
+from loadmaster.tasks.serving.deaths import Breaker, is_out_of_memory, shutting_down
 from loadmaster.tasks.serving.events import EventLog, LoadProgress, ready_text
+from loadmaster.tasks.serving.fitting import Fitting
 from loadmaster.tasks.serving.liveness import Liveness, step_deadline_s
 from loadmaster.tasks.serving.model import ServedModel
 from loadmaster.tasks.serving.offers import Offers
@@ -45,10 +38,7 @@ from loadmaster.tasks.serving.opening import (
     Ledger,
     ModelOpener,
     Prepared,
-    Share,
     close_and_confirm,
-    ledger_of,
-    reduced,
     smaller_text,
 )
 from loadmaster.tasks.serving.types import ModelRow, ServeOptions
@@ -77,7 +67,6 @@ class Serving:
         self.events = events or EventLog()
         self.started_s = time.time()
         self.closing = False
-        self._opener = opener
         self._close = close
         mailbox = Mailbox(asyncio.get_running_loop())
         self.mailbox = mailbox
@@ -97,9 +86,11 @@ class Serving:
         self._turn = asyncio.Lock()  # one load or unload at a time
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._job_loads: set[asyncio.Task[Any]] = set()
-        self._deaths: dict[str, deque[float]] = {}
-        self._at_most: dict[str, Ledger] = {}  # after an out-of-memory death
+        self._breaker = Breaker()
         self._loader = ThreadPoolExecutor(2, thread_name_prefix="serve-load")
+        self._fitting = Fitting(
+            opener, self.models.values, self._loader, job_patience_s=options.job_patience_s
+        )
         self._schemas = SchemaTrial()
         self._trier = ThreadPoolExecutor(1, thread_name_prefix="serve-schema")
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -255,7 +246,7 @@ class Serving:
         """Open it. A worker that dies on the way counts as any other that dies; a plan that was to
         be smaller than the last one and cannot be gives way to another of that size."""
         while True:
-            smaller = self._at_most.get(model.id)
+            limited = self._fitting.is_limited(model)
             try:
                 return await self._open(model, for_job=for_job)
             except (EngineCrashedError, EngineStalledError) as error:
@@ -266,19 +257,19 @@ class Serving:
                 if self.closing:
                     raise
             except (PlanRefusedError, OverBudgetError, EngineRefusedError) as error:
-                if smaller is None:
+                if not limited:
                     raise
-                self._at_most.pop(model.id, None)
+                self._fitting.forget_limit(model)
                 text = f"no smaller plan will do ({error.message}), it is planned as before"
                 self.events.add("note", model.id, text)
 
     async def _open(self, model: ServedModel, *, for_job: bool) -> Opened:
-        prepared, victims = await self._choose(model, for_job=for_job)
+        prepared, victims = await self._fitting.choose(model, for_job=for_job)
         for victim in victims:
             await self._unload(victim, "evicted", f"its memory is for `{model.id}`")
             self.counts[victim.id].evictions += 1
         if victims:  # what the drivers really gave back counts
-            prepared = await self._prepare(model, self._open_beside(model), ())
+            prepared = await self._fitting.beside_open(model)
         try:
             return await self._blocking(prepared.open, self._progress(model, for_job=for_job))
         except EngineError as error:
@@ -296,32 +287,6 @@ class Serving:
             say=lambda line: self.mailbox.post(partial(say, line)), stopping=stopping
         )
 
-    async def _choose(
-        self, model: ServedModel, *, for_job: bool
-    ) -> tuple[Prepared, Sequence[ServedModel]]:
-        """A plan, and whom it replaces: as few as will do, idle ones first, least recently used.
-
-        Raises:
-            PlanRefusedError: it would not fit if every other model were closed.
-            BusyError: it would fit, but what is in the way does not give way to a job.
-        """
-        patience_s = self.options.job_patience_s if for_job else 0.0
-        beside = self._open_beside(model)
-        stay = [other for other in beside if for_job and not other.yields_to_job(patience_s)]
-        others = [other for other in beside if other not in stay]
-        others.sort(key=lambda other: (not other.is_idle, other.last_used_s))
-        for count in range(len(others) + 1):
-            try:
-                prepared = await self._prepare(model, [*stay, *others[count:]], others[:count])
-            except PlanRefusedError as refusal:
-                if count == len(others) and stay:
-                    raise BusyError("its memory is in use by models of people") from refusal
-                if count == len(others):
-                    raise
-            else:
-                return prepared, others[:count]
-        raise AssertionError("unreachable")
-
     async def would_get(self, model: ServedModel) -> Prepared:
         """The plan that a model would be loaded with now, beside what is open.
 
@@ -329,20 +294,7 @@ class Serving:
             PlanRefusedError: it does not fit beside them.
         """
         async with self._turn:
-            return await self._prepare(model, self._open_beside(model), ())
-
-    def _open_beside(self, model: ServedModel) -> list[ServedModel]:
-        return [m for m in self.models.values() if m is not model and m.opened is not None]
-
-    async def _prepare(
-        self, model: ServedModel, stay: Sequence[ServedModel], go: Sequence[ServedModel]
-    ) -> Prepared:
-        share = Share(
-            taken=tuple(ledger_of(m.live.session.plan) for m in stay),
-            coming_back=tuple(ledger_of(m.live.session.plan) for m in go),
-            at_most=self._at_most.get(model.id),
-        )
-        return await self._blocking(self._opener.prepare, model.offer, share)
+            return await self._fitting.beside_open(model)
 
     # -- unloading
 
@@ -351,8 +303,8 @@ class Serving:
         async with self._turn:
             if model.state == "failed":  # a person looked at it: the breaker closes
                 model.state, model.failure = "unloaded", None
-                self._deaths.pop(model.id, None)
-                self._at_most.pop(model.id, None)
+                self._breaker.close(model.id)
+                self._fitting.forget_limit(model)
                 return True
             return await self._unload(model, kind, why)
 
@@ -418,16 +370,15 @@ class Serving:
     def _count_death(self, model: ServedModel, failure: LoadmasterError) -> None:
         """After too many in too short a time the model is down, and who waits is told."""
         self.counts[model.id].deaths += 1
-        deaths = self._deaths.setdefault(model.id, deque(maxlen=BREAKER_DEATHS))
-        deaths.append(time.monotonic())
-        if len(deaths) < BREAKER_DEATHS or deaths[-1] - deaths[0] > BREAKER_S:
+        down = self._breaker.count(model.id, failure, time.monotonic())
+        if down is None:
             return
-        model.state, model.failure = "failed", model_failed(model.id, failure)
-        self.events.add("failed", model.id, model.failure.message)
-        model.fail_waiting(model.failure)
+        model.state, model.failure = "failed", down
+        self.events.add("failed", model.id, down.message)
+        model.fail_waiting(down)
 
     def _take_less(self, model: ServedModel, plan: Plan) -> None:
-        self._at_most[model.id] = reduced(plan)
+        self._fitting.take_less(model, plan)
         self.events.add("note", model.id, smaller_text(plan))
 
     async def _replace(self, model: ServedModel, opened: Opened | None) -> None:
