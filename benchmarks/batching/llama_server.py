@@ -196,9 +196,9 @@ def _all_at_once(
 
 
 def hopeless(elapsed_s: float, n_reached: int, n_requests: int, limit_s: float) -> bool:
-    """Past the limit, or, after a third of it, too slow for it with every slot's request counted as
-    done."""
-    if elapsed_s < limit_s / 3:
+    """Past the limit, or, after a quarter of it, too slow for it with every slot's request counted
+    as done."""
+    if elapsed_s < limit_s / 4:
         return False
     return elapsed_s > limit_s or elapsed_s * n_requests / n_reached > limit_s
 

@@ -36,17 +36,16 @@ from loadmaster.plan.batch import JobOutline as Outline
 from loadmaster.plan.batch import outline_of
 from loadmaster.plan.budget import make_budget
 from loadmaster.plan.choices import base_settings, first_choice
-from loadmaster.plan.ledger import Books, device_plans
+from loadmaster.plan.ledger import Books, device_plans, with_states
 from loadmaster.plan.overhead import default_overheads
 from loadmaster.plan.simulate import predict_job
 from loadmaster.plan.types import CPU, DevicePlan, EngineSettings, Knobs, Plan, Sizing, Workload
-from loadmaster.units import GIB, MIB, Bytes
+from loadmaster.units import GIB, Bytes
 
 SEQUENCES = (4, 8, 16, 32, 64)
 MOST_SEQUENCES = 64
 GPU = "gpu:0"
 CELL_STEP = 256  # the engine rounds a sequence's cells up to a multiple of this
-STATE_BYTES = Bytes(16 * MIB)  # for the states of preempted requests, in the plan's RAM total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +62,12 @@ class Setup:
     @property
     def ram_bytes(self) -> Bytes:
         """The plan's total for the host: the worker's hard cap. A stand-in's memory is there."""
-        stand_ins = sum(it.planned_bytes for it in self.devices if it.id != CPU)
-        host = next(it.needed_bytes for it in self.devices if it.id == CPU)
-        return Bytes(host + stand_ins + STATE_BYTES)
+        return Bytes(sum(it.planned_bytes for it in self.devices))
+
+    @property
+    def state_bytes(self) -> Bytes:
+        """The plan's line for the states of preempted requests."""
+        return next(it.of("cache") for it in self.devices if it.id == CPU)
 
     def command(self) -> str:
         """The settings that matter beside a peer's command line."""
@@ -178,7 +180,7 @@ def _ledger(
         overheads=default_overheads(()),
         cpu_isa=machine.cpu.isa,
     )
-    return device_plans(books, settings, sizing)
+    return with_states(device_plans(books, settings, sizing), settings)
 
 
 @contextmanager
@@ -191,7 +193,7 @@ def opened(setup: Setup) -> Iterator[Engine]:
                 model_stamp=model_stamp(setup.model),
                 settings=setup.settings,
                 ram_cap_bytes=setup.ram_bytes,
-                state_bytes=STATE_BYTES,
+                state_bytes=setup.state_bytes,
             )
         )
         engine.commit_peak()

@@ -23,7 +23,7 @@ CREATE TABLE job (
     input_path TEXT, output_path TEXT, error_path TEXT,
     state TEXT NOT NULL, reason TEXT,
     created_s REAL NOT NULL, started_s REAL, ended_s REAL, run_s REAL NOT NULL DEFAULT 0,
-    cancel_asked INTEGER NOT NULL DEFAULT 0
+    cancel_asked INTEGER NOT NULL DEFAULT 0 -- the id of the process that was asked
 );
 CREATE TABLE item (
     number INTEGER PRIMARY KEY, custom_id TEXT NOT NULL UNIQUE, digest BLOB NOT NULL,

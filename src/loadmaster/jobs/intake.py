@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from loadmaster.errors import UsageError
+from loadmaster.errors import BusyError, UsageError
 from loadmaster.jobs import database
 from loadmaster.jobs.database import FILE_NAME, JobStoreError, failures, transaction
 from loadmaster.jobs.files import sync_folder
+from loadmaster.jobs.lock import JobLock, folder_lock
 from loadmaster.jobs.types import BadLine, BatchLine, NewJob, Order
 
 UNFINISHED = ".part"  # ends the name of a folder that is not a job yet; its process's id is before
@@ -96,11 +97,15 @@ class _Complaints:
             )
 
 
-def create_job(shelf: Path, job: NewJob, lines: Lines, order: OrderOf) -> Path:
-    """Make a job of a file; its folder appears when everything of it is on the disk.
+def create_job(
+    shelf: Path, job: NewJob, lines: Lines, order: OrderOf, *, anew: bool = False
+) -> Path:
+    """Make a job of a file; its folder appears when everything of it is on the disk. `anew`: in
+    place of one of the same id, which stays as it is when there is an error.
 
     Raises:
         BadInputError: lines cannot be items; there is no job.
+        BusyError: a process works on the one before, or has made a job of this id meanwhile.
         JobStoreError: the disk refused; there is no job.
     """
     folder = shelf / job.job_id
@@ -112,8 +117,7 @@ def create_job(shelf: Path, job: NewJob, lines: Lines, order: OrderOf) -> Path:
         _fill(building, job, lines, order)
         with failures(folder):
             _seal(building)
-            building.rename(folder)
-            sync_folder(shelf)
+            _name(building, folder, anew=anew)
     except JobStoreError as error:
         raise JobStoreError(
             f"no job was made: its store cannot be written: {error.__cause__}",
@@ -148,6 +152,32 @@ def _seal(building: Path) -> None:
     finally:
         os.close(fd)
     sync_folder(building)
+
+
+def _name(building: Path, folder: Path, *, anew: bool) -> None:
+    """Give a job that is on the disk its name. Of two processes that made the same, one may."""
+    with folder_lock(folder.parent):
+        if (folder / FILE_NAME).is_file():
+            if not anew:
+                raise BusyError(
+                    f"another process has made job `{folder.name}` meanwhile",
+                    hint=f"`loadmaster batch status {folder.name} --watch` shows how far it is",
+                )
+            delete_job(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # a process died while it deleted a job
+        building.rename(folder)
+        sync_folder(folder.parent)
+
+
+def delete_job(folder: Path) -> None:
+    """Remove a job and its results.
+
+    Raises:
+        BusyError: a process works on it.
+    """
+    with JobLock(folder):
+        (folder / FILE_NAME).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def add_lines(folder: Path, lines: Lines, order: OrderOf, path: Path | None = None) -> Added:

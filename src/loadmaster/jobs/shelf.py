@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loadmaster.errors import BusyError, LoadmasterError, NotFoundError, UsageError
 from loadmaster.jobs import database, lock
-from loadmaster.jobs.intake import UNFINISHED, Lines, OrderOf, create_job
+from loadmaster.jobs.intake import UNFINISHED, Lines, OrderOf, create_job, delete_job
 from loadmaster.jobs.lock import JobLock, is_alive
 from loadmaster.jobs.store import JobStore
 from loadmaster.jobs.types import Job, NewJob
@@ -36,17 +36,20 @@ class Shelf:
             raise UsageError(f"`{job_id}` is not a job's id", hint="`loadmaster batch list`")
         return self.folder / job_id
 
-    def create(self, job: NewJob, lines: Lines, order: OrderOf) -> Path:
-        """Make a job; see `create_job`. Raises BusyError when there is one of this id."""
+    def create(self, job: NewJob, lines: Lines, order: OrderOf, *, anew: bool = False) -> Path:
+        """Make a job; see `create_job`. Raises BusyError when there is one of this id, and it is
+        not to be made `anew`, or a process works on it."""
         if self.exists(job.job_id):
-            raise BusyError(f"there is a job `{job.job_id}` already")
+            if not anew:
+                raise BusyError(f"there is a job `{job.job_id}` already")
+            with JobLock(self.path(job.job_id)):
+                pass  # nobody works on it: better said before its lines are read
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._sweep(job.job_id)
-        return create_job(self.folder, job, lines, order)
+        self._sweep()
+        return create_job(self.folder, job, lines, order, anew=anew)
 
-    def _sweep(self, job_id: str) -> None:
-        """Remove what processes left that died while they made or deleted a job."""
-        shutil.rmtree(self.path(job_id), ignore_errors=True)
+    def _sweep(self) -> None:
+        """Remove what processes left that died while they made a job."""
         for path in self.folder.glob(f".*{UNFINISHED}"):
             pid = path.name.removesuffix(UNFINISHED).rpartition(".")[2]
             if pid.isdigit() and not is_alive(int(pid)):
@@ -100,7 +103,4 @@ class Shelf:
         Raises:
             BusyError: a process works on it.
         """
-        path = self.path(job_id)
-        with JobLock(path):
-            (path / database.FILE_NAME).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
+        delete_job(self.path(job_id))

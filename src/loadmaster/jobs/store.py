@@ -5,6 +5,7 @@ item's, so a second result of an item cannot exist, whatever was computed twice.
 """
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -85,15 +86,16 @@ class JobStore:
         )
 
     def begin_run(self) -> Job:
-        """A process starts to work on the job; whoever asked to cancel it before has had his way.
+        """This process starts to work on the job. A cancellation that was asked of it meanwhile
+        counts; one that a process before it did not live to see does not.
 
         Items that were in flight when a run before this one died are pending still.
         """
         with self._transaction():
             self._db.execute(
-                "UPDATE job SET state='running', reason=NULL, started_s=?, ended_s=NULL,"
-                " cancel_asked=0",
-                (self._wall_s(),),
+                "UPDATE job SET state='running', reason=NULL, started_s=?1, ended_s=NULL,"
+                " cancel_asked=CASE cancel_asked WHEN ?2 THEN ?2 ELSE 0 END",
+                (self._wall_s(), os.getpid()),
             )
         return self.job()
 
@@ -101,14 +103,14 @@ class JobStore:
         """The process stops working on it, after `run_s` seconds."""
         with self._transaction():
             self._db.execute(
-                "UPDATE job SET state=?, reason=?, ended_s=?, run_s=run_s+?",
+                "UPDATE job SET state=?, reason=?, ended_s=?, run_s=run_s+?, cancel_asked=0",
                 (state, reason, self._wall_s(), run_s),
             )
 
-    def ask_to_cancel(self) -> None:
-        """Tell the process that works on the job, whichever that is, to give it up."""
+    def ask_to_cancel(self, pid: int) -> None:
+        """Tell the process that has the job to give it up, also if it has not begun to run it."""
         with self._transaction():
-            self._db.execute("UPDATE job SET cancel_asked=1")
+            self._db.execute("UPDATE job SET cancel_asked=?", (pid,))
 
     def set_state(self, state: JobState, reason: str | None = None) -> None:
         """Put a job that nobody works on into a state."""

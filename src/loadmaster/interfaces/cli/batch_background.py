@@ -1,23 +1,27 @@
 """A job's run in a process of its own, which outlives the terminal."""
 
+import contextlib
 import os
 import sys
 import time
+from contextlib import suppress
 
 from loadmaster.jobs.shelf import Shelf
 from loadmaster.jobs.store import JobStore
 
 LOG_NAME = "log.txt"
-_STARTS_WITHIN_S = 5.0  # the process of a submitted job
+_STDERR = 2
+_STARTS_WITHIN_S = 60.0  # the process of a submitted job; a second, on a machine that is not busy
 
 
 def start_in_background(shelf: Shelf, job_id: str) -> None:
     """A process of its own, which outlives this terminal; what it says goes to the job's log."""
     before = _started_s(shelf, job_id)
+    _inherit_nothing()
     words = ["-P", "-m", "loadmaster", "batch", "resume", job_id]
     with (shelf.path(job_id) / LOG_NAME).open("ab") as log:
         # Not a Popen: that one warns when it is forgotten while its process lives.
-        os.posix_spawn(
+        pid = os.posix_spawn(
             sys.executable,
             [sys.executable, *words],
             os.environ,
@@ -25,12 +29,34 @@ def start_in_background(shelf: Shelf, job_id: str) -> None:
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
                 (os.POSIX_SPAWN_DUP2, log.fileno(), 2),
+                *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited()),
             ],
             setsid=True,
         )
     until = time.monotonic() + _STARTS_WITHIN_S
     while time.monotonic() < until and _started_s(shelf, job_id) == before:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            break  # it ended before it began: its log says why
         time.sleep(0.05)  # so that `status --watch`, typed next, sees it
+
+
+def _inherit_nothing() -> None:
+    """Locks and pipes that came with the command are not the job's, which may run for a night."""
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # the folder that is listed is closed by now
+            if int(name) > _STDERR:
+                os.set_inheritable(int(name), False)
+
+
+def _inherited() -> list[int]:
+    """What this process was handed beside its streams: a script's lock, or the pipe of whoever
+    waits for us, would be held all night."""
+    found = []
+    for fd in map(int, os.listdir("/dev/fd")):
+        with suppress(OSError):  # the one by which they were listed is closed
+            if fd > 2 and os.get_inheritable(fd):
+                found.append(fd)
+    return found
 
 
 def _started_s(shelf: Shelf, job_id: str) -> float | None:

@@ -3,26 +3,28 @@
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 import click
 
+from loadmaster.errors import LoadmasterError
 from loadmaster.interfaces.cli.batch_background import LOG_NAME
 from loadmaster.interfaces.cli.batch_render import (
-    counts_text,
     finish_time,
     job_json,
     job_text,
     jobs_table,
+    run_line,
 )
 from loadmaster.interfaces.cli.batch_watch import RunProgress
 from loadmaster.interfaces.cli.options import common_options
-from loadmaster.interfaces.cli.progress import bar_line
 from loadmaster.jobs.shelf import Shelf
 from loadmaster.jobs.store import JobStore
 from loadmaster.jobs.types import Counts
 from loadmaster.tasks.batch import jobs as batch_jobs
+from loadmaster.tasks.batch.outputs import check_output, write_results
 from loadmaster.tasks.batch.policy import Window
 
 _WATCH_S = 1.0
@@ -34,16 +36,22 @@ _LISTED_FAILURES = 5
 def list_jobs(as_json: bool, quiet: bool, debug: bool) -> None:
     """List all jobs, the newest first."""
     shelf = batch_jobs.open_shelf()
-    rows = [
-        (job, batch_jobs.shown_state(shelf, job), _counts(shelf, job.job_id))
-        for job in shelf.jobs()
-    ]
+    rows = []
+    for job in shelf.jobs():
+        with suppress(LoadmasterError):
+            rows.append((job, batch_jobs.shown_state(shelf, job), _counts(shelf, job.job_id)))
+    unreadable = sorted(set(shelf.ids()) - {job.job_id for job, _, _ in rows})
     if as_json:
-        click.echo(json.dumps({"schema_version": 1, "jobs": [job_json(*row) for row in rows]}))
-    elif rows:
+        value = {"jobs": [job_json(*row) for row in rows], "unreadable": unreadable}
+        click.echo(json.dumps({"schema_version": 1, **value}))
+        return
+    if rows:
         click.echo(jobs_table(rows))
-    elif not quiet:
+    elif not (quiet or unreadable):
         click.echo("no jobs; `loadmaster batch run -i FILE -o FILE -m MODEL` makes one", err=True)
+    for job_id in unreadable:
+        words = f"{job_id}: cannot be read; `loadmaster batch status {job_id}` says why"
+        click.echo(words, err=True)
 
 
 def _counts(shelf: Shelf, job_id: str) -> Counts:
@@ -92,27 +100,24 @@ def _watch(shelf: Shelf, job_id: str) -> None:
         began = (time.monotonic(), store.counts())
         window = batch_jobs.read_settings(store.job()).policy().window
         while shelf.owner(job_id) is not None:
-            progress.show(_watch_line(job_id, store.counts(), began, window))
+            progress.show(_watch_line(store.counts(), began, window, progress.columns))
             time.sleep(_WATCH_S)
     progress.finish()
 
 
 def _watch_line(
-    job_id: str, counts: Counts, began: tuple[float, Counts], window: Window | None
+    counts: Counts, began: tuple[float, Counts], window: Window | None, columns: int | None
 ) -> str:
     since, before = began
     passed, now = time.monotonic() - since, datetime.now()
-    tokens = _tokens(counts) - _tokens(before)
-    ended = before.left - counts.left
-    fraction = 1 - counts.left / counts.total if counts.total else 1.0
-    parts = [bar_line(job_id, fraction, counts_text(counts), 0.0)]
     if window and not window.is_open(now.time()):
-        parts.append(f"waiting for {window}")
-    elif passed > _WATCH_S and ended:
-        parts.append(f"{tokens / passed:.0f} tok/s")
-        left_s = counts.left * passed / ended
-        parts.append(f"until {finish_time(left_s, now, window)}")
-    return "  ".join(parts)
+        return run_line(counts, f"waiting for {window}", columns=columns)
+    ended = before.left - counts.left
+    if passed <= _WATCH_S or not ended:
+        return run_line(counts, "", columns=columns)
+    rate = f"{(_tokens(counts) - _tokens(before)) / passed:.0f} tok/s"
+    ends = f"until {finish_time(counts.left * passed / ended, now, window)}"
+    return run_line(counts, rate, (ends,), columns=columns)
 
 
 def _tokens(counts: Counts) -> int:
@@ -138,7 +143,9 @@ def results(
             for line in store.lines(failed=errors):
                 click.echo(line.decode())
             return
-        n_done, n_failed = batch_jobs.write_results(store, output_path, None, job_id=job_id)
+        if (requests := store.job().input_path) is not None:
+            check_output(requests, output_path, None)
+        n_done, n_failed = write_results(store, output_path, None, job_id=job_id)
         counts = store.counts()
     if as_json:
         value = {"done": n_done, "failed": n_failed, "left": counts.left}

@@ -10,11 +10,18 @@ from typing import Any
 import click
 
 from loadmaster.interfaces.cli import render
-from loadmaster.interfaces.cli.options import common_options, plan_options, read_plan_options
+from loadmaster.interfaces.cli.options import (
+    common_options,
+    machine_option,
+    plan_options,
+    read_plan_options,
+    sequence_options,
+)
 from loadmaster.interfaces.cli.progress import duration
 from loadmaster.plan.codec import plan_to_json
 from loadmaster.plan.job_planning import JobPlan
 from loadmaster.plan.simulate import JobPrediction
+from loadmaster.plan.types import AnySettings, EngineSettings, TransformersSettings
 from loadmaster.schema import to_json
 from loadmaster.tasks.batch.outline import FileOutline
 from loadmaster.tasks.batch.planning import FilePlan, plan_file
@@ -27,21 +34,10 @@ _SHOWN_CONSIDERED = 5
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("-m", "--model", required=True, metavar="MODEL", help="As for `loadmaster plan`.")
 @plan_options
-@click.option(
-    "--machine",
-    metavar="NAME|FILE",
-    help="Plan for another machine: a shipped profile, or one that `doctor` wrote.",
-)
-@click.option(
-    "-np", "--sequences", "--parallel", "--max-num-seqs", "n_sequences",
-    type=click.IntRange(1, 256), metavar="N",
-    help="Requests that run at the same time; default: as many as end the job soonest.",
-)  # fmt: skip
-@click.option(
-    "--cells",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Tokens of all sequences together; default: what they need at their ends.",
+@machine_option
+@sequence_options(
+    sequences="Requests that run at the same time; default: as many as end the job soonest.",
+    cells="Tokens of all sequences together; default: what they need at their ends.",
 )
 @click.option(
     "--output-share",
@@ -52,18 +48,19 @@ _SHOWN_CONSIDERED = 5
 )
 @common_options
 def plan(
-    path: Path, model: str, n_sequences: int | None, cells: int | None, output_share: float,
+    path: Path, model: str, n_sequences: int | None, n_cells: int | None, output_share: float,
     as_json: bool, quiet: bool, debug: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Show how long a file of requests takes, without running it.
 
     Chooses the number of sequences, their cells, the types of the cache, n_ubatch and the placement
     so that the last request ends soonest inside the budget. MODEL may be a model that is not here,
-    or a shape (`shape:llama-3-70b@Q4_K_M`); then four characters count as a token.
+    or a shape (`shape:llama-3-70b@Q4_K_M`); then four characters count as a token. Of a folder or a
+    repository with safetensors --quantize says what its weights become.
 
     Exit code 3: nothing fits.
     """
-    options = _options(read_plan_options(given), n_sequences, cells)
+    options = _options(read_plan_options(given), n_sequences, n_cells)
     found = plan_file(path, model, options, output_share=output_share)
     now = datetime.now().astimezone()
     if as_json:
@@ -72,10 +69,10 @@ def plan(
     click.echo(file_plan_text(found, now))
 
 
-def _options(options: PlanOptions, n_sequences: int | None, cells: int | None) -> PlanOptions:
+def _options(options: PlanOptions, n_sequences: int | None, n_cells: int | None) -> PlanOptions:
     return replace(
         options,
-        workload=replace(options.workload, kind="batch", n_cells=cells),
+        workload=replace(options.workload, kind="batch", n_cells=n_cells),
         knobs=replace(options.knobs, n_seq_max=n_sequences),
     )
 
@@ -110,27 +107,31 @@ def _file_line(file: FileOutline) -> str:
 
 
 def _settings_text(made: JobPlan) -> str:
-    engine = made.plan.llamacpp
-    streams = (
-        f"weights in RAM go to the GPU from {engine.op_offload_min_batch} tokens a step on"
-        if engine.op_offload
-        else "weights in RAM are multiplied there"
-    )
+    engine = made.plan.engine
     rows = [
         ("sequences", str(engine.n_seq_max), "requests that run at the same time"),
-        ("cells", str(engine.n_ctx), f"{engine.type_k}/{engine.type_v}, {_arrangement(made)}"),
+        ("cells", str(engine.n_ctx), f"{engine.type_k}/{engine.type_v}, {_arrangement(engine)}"),
         ("n_ubatch", str(engine.n_ubatch), "tokens of a step"),
     ]
-    if any(device.id != "cpu" for device in made.plan.devices):
-        rows.append(("op-offload", "on" if engine.op_offload else "off", streams))
+    on_gpu = any(device.id != "cpu" for device in made.plan.devices)
+    if on_gpu and isinstance(engine, EngineSettings):
+        rows.append(("op-offload", "on" if engine.op_offload else "off", _streams(engine)))
     return "settings\n" + render.table(rows, right={1})
 
 
-def _arrangement(made: JobPlan) -> str:
-    engine = made.plan.llamacpp
+def _streams(engine: EngineSettings) -> str:
+    if not engine.op_offload:
+        return "weights in RAM are multiplied there"
+    return f"weights in RAM go to the GPU from {engine.op_offload_min_batch} tokens a step on"
+
+
+def _arrangement(engine: AnySettings) -> str:
     if engine.kv_unified or engine.n_seq_max == 1:
         return "of all sequences together"
-    return f"{engine.n_ctx // engine.n_seq_max} for each sequence, which share none"
+    each = engine.n_ctx // engine.n_seq_max
+    if isinstance(engine, EngineSettings):
+        return f"{each} for each sequence, which share none"
+    return f"{each} for each sequence; what prompts share is copied, not fed again"
 
 
 def _prediction_text(made: JobPlan, now: datetime) -> str:
@@ -183,6 +184,7 @@ def _levers_text(made: JobPlan) -> str:
 def _considered_text(made: JobPlan) -> str:
     if made.predicted.basis == "unknown" or len(made.considered) < 2:
         return ""
+    slots = isinstance(made.plan.engine, TransformersSettings)  # always one for each
     rows = [("sequences", "cells", "cache", "n_ubatch", "estimated", "")]
     rows += [
         (
@@ -191,13 +193,12 @@ def _considered_text(made: JobPlan) -> str:
             it.type_k,
             str(it.n_ubatch),
             duration(it.seconds),
-            "" if it.kv_unified or it.n_seq_max == 1 else "a cache for each",
+            "" if it.kv_unified or slots or it.n_seq_max == 1 else "a cache for each",
         )
         for it in made.considered[:_SHOWN_CONSIDERED]
     ]
-    return "considered, before the engine was asked for sizes\n" + render.table(
-        rows, right={0, 1, 3, 4}
-    )
+    title = "considered" if slots else "considered, before the engine was asked for sizes"
+    return f"{title}\n" + render.table(rows, right={0, 1, 3, 4})
 
 
 # ---- JSON

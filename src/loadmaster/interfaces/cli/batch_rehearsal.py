@@ -1,6 +1,7 @@
 """A rehearsal: a few items run first, measured beside predicted, before a night is committed."""
 
 import sys
+from contextlib import suppress
 from datetime import datetime
 
 import click
@@ -68,4 +69,6 @@ def goes_on(state: RunState, n_run: int, job: OpenJob, progress: RunProgress, *,
     if not sys.stdin.isatty():
         progress.say("no terminal to ask on: `--yes` goes on after a rehearsal")
         return False
-    return click.confirm("run the rest?", default=True, err=True)
+    with progress.asking(), suppress(click.Abort):  # Ctrl-C and Ctrl-D are a no
+        return click.confirm("run the rest?", default=True, err=True)
+    return False

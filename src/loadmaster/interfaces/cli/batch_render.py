@@ -1,5 +1,6 @@
 """Jobs as text and as JSON: tables, progress lines, finish times."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -10,21 +11,40 @@ from loadmaster.tasks.batch.policy import Window
 from loadmaster.tasks.batch.progress import RunState
 
 _STATE_CHARS = 40
+_BARS = (30, 15, 5)  # columns of a bar
 
 
-def state_line(state: RunState, now: datetime, window: Window | None = None) -> str:
+def state_line(
+    state: RunState, now: datetime, window: Window | None = None, columns: int | None = None
+) -> str:
     """`items ━━━── 45 %  450 done, 2 failed, 548 left  812 tok/s  2 h left, until 03:12`."""
-    counts = state.counts
-    fraction = 1.0 if not counts.total else (counts.total - counts.left) / counts.total
-    parts = [bar_line("items", fraction, counts_text(counts), 0.0)]
     if state.waiting:
-        parts.append(state.waiting)
-    else:
-        parts.append(f"{state.tok_s:.0f} tok/s")
-        if state.left_s is not None and counts.left:
-            ends = finish_time(state.left_s, now, window)
-            parts.append(f"{duration(state.left_s)} left, until {ends}")
-    return "  ".join(parts)
+        return run_line(state.counts, state.waiting, columns=columns)
+    rate = f"{state.tok_s:.0f} tok/s"
+    if state.left_s is None or not state.counts.left:
+        return run_line(state.counts, rate, columns=columns)
+    ends = f"until {finish_time(state.left_s, now, window)}"
+    longer = f"{duration(state.left_s)} left, {ends}"
+    return run_line(state.counts, rate, (longer, ends), columns=columns)
+
+
+def run_line(
+    counts: Counts, fact: str, ends: Sequence[str] = (), *, columns: int | None = None
+) -> str:
+    """A bar, counts, a fact and the first of `ends`; where `columns` are few, the bar gets shorter
+    and then another end takes its place."""
+    lines = [
+        "  ".join(filter(None, (_bar(counts, width), fact, end)))
+        for end in ends or ("",)
+        for width in _BARS
+    ]
+    fitting = (line for line in lines if columns is None or len(line) < columns)
+    return next(fitting, lines[-1])
+
+
+def _bar(counts: Counts, width: int) -> str:
+    fraction = 1.0 if not counts.total else (counts.total - counts.left) / counts.total
+    return bar_line("items", fraction, counts_text(counts), 0.0, width)
 
 
 def finish_time(left_s: float, now: datetime, window: Window | None = None) -> str:

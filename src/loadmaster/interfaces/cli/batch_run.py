@@ -16,11 +16,13 @@ from loadmaster.interfaces.cli.options import (
     common_options,
     plan_options,
     read_plan_options,
+    sequence_options,
 )
 from loadmaster.jobs.shelf import Shelf
 from loadmaster.jobs.store import JobStore
 from loadmaster.tasks.batch import jobs as batch_jobs
 from loadmaster.tasks.batch.opening import identify
+from loadmaster.tasks.batch.outputs import check_output
 from loadmaster.tasks.batch.policy import BatchSettings, parse_duration, parse_window
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -44,14 +46,14 @@ def _limits(command: Command) -> Command:
 def _job_options(command: Command) -> Command:
     """What a new job is made from."""
     for option in (
-        click.option("-m", "--model", required=True, metavar="MODEL", help="GGUF file, or `demo`."),
+        click.option("-m", "--model", required=True, metavar="MODEL",
+                     help="GGUF file, folder of safetensors, or `demo`."),
         click.option("--served-model-name", "served", multiple=True, metavar="NAME",
                      help="What lines call the model; may be given again."),
-        click.option("-np", "--sequences", "--parallel", "--max-num-seqs", "n_sequences",
-                     type=click.IntRange(1, 256), metavar="N",
-                     help="Requests that run at the same time; default: the planner chooses."),
-        click.option("--cells", "n_cells", type=click.IntRange(min=1), metavar="N",
-                     help="Tokens of all sequences together; default: the planner chooses."),
+        sequence_options(
+            sequences="Requests that run at the same time; default: the planner chooses.",
+            cells="Tokens of all sequences together; default: the planner chooses.",
+        ),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -91,16 +93,14 @@ def run(
     shelf = batch_jobs.open_shelf()
     job_id = batch_jobs.job_of_output(output_path)
     progress = RunProgress(quiet=quiet or as_json)
-    if fresh and shelf.exists(job_id):
-        shelf.delete(job_id)
-    if shelf.exists(job_id):
-        batch_jobs.check_output(output_path, error_path)
+    if shelf.exists(job_id) and not fresh:
+        check_output(input_path, output_path, error_path)
         added = batch_jobs.compare_with_file(shelf, job_id, input_path, settings, names, error_path)
         progress.say(f"going on with job {job_id}" + (f", {added.new} new" if added.new else ""))
     else:
         batch_jobs.submit(
             shelf, input_path, settings, names,
-            output_path=output_path, error_path=error_path, job_id=job_id,
+            output_path=output_path, error_path=error_path, job_id=job_id, anew=fresh,
         )  # fmt: skip
     run_job(shelf, job_id, progress, rehearse=rehearse, yes=yes, as_json=as_json)
 
@@ -214,9 +214,9 @@ def _settings(given: dict[str, Any]) -> BatchSettings:
 
 
 def _lasting(model: str) -> str:
-    """A file by its whole path: the job may be resumed from another folder."""
+    """A file or a folder by its whole path: the job may be resumed from elsewhere."""
     path = Path(model).expanduser()
-    return str(path.absolute()) if path.is_file() else model
+    return str(path.absolute()) if path.exists() else model
 
 
 def _changes(given: dict[str, Any]) -> Callable[[BatchSettings], BatchSettings]:

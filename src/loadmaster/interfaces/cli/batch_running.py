@@ -14,7 +14,8 @@ from loadmaster.interfaces.cli.progress import duration
 from loadmaster.jobs.shelf import Shelf
 from loadmaster.tasks.batch import jobs as batch_jobs
 from loadmaster.tasks.batch.jobs import Run, RunEnd
-from loadmaster.tasks.batch.opening import OpenJob, open_for_job
+from loadmaster.tasks.batch.opening import OpenJob, open_for_job, open_in_window
+from loadmaster.tasks.batch.outputs import default_error_path
 
 FAILED_ITEMS_EXIT_CODE = 8
 
@@ -33,6 +34,8 @@ def run_job(
         progress.window = work.settings.policy().window
 
         def stop(at_once: bool) -> bool:
+            if progress.asks:
+                return False  # the answer is no
             work.stop(at_once=at_once)
             return work.executor is not None
 
@@ -45,9 +48,9 @@ def _finish(work: Run, progress: RunProgress, *, rehearse: int | None, yes: bool
     """Open the model and run what is left; a job with nothing left needs no model."""
     if not work.store.counts().left:
         return work.end("finished")
-    if (ended := work.wait_for_window(progress)) is not None:
-        return work.end(ended)
-    job = open_for_job(work.settings, work.store, progress)
+    job = open_in_window(work, lambda: open_for_job(work.settings, work.store, progress), progress)
+    if not isinstance(job, OpenJob):
+        return work.end(job)
     with closing(job.model.opened):
         _announce(job, progress)
         executor = work.attach(job.model, progress)
@@ -100,5 +103,5 @@ def _where(end: RunEnd) -> str:
         return f"; `loadmaster batch results {job.job_id}` has the answers"
     if not end.counts.failed:
         return f"; answers in {job.output_path}"
-    errors = job.error_path or batch_jobs.default_error_path(job.output_path)
+    errors = job.error_path or default_error_path(job.output_path)
     return f"; answers in {job.output_path}, failed items in {errors}"

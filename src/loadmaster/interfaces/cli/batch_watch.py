@@ -1,11 +1,11 @@
 """Watching a run from its own terminal: one line that is drawn again, or a line a minute."""
 
+import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 
 from loadmaster.interfaces.cli.batch_render import state_line
@@ -25,11 +25,12 @@ class RunProgress(TerminalProgress):
         self._said_s = time.monotonic()
         self.last: RunState | None = None
         self.window: Window | None = None  # in which the job may run
+        self.asks = False  # someone at the terminal is to answer: nothing runs
 
     def state(self, state: RunState) -> None:
         """Show how far the run is."""
         self.last = state
-        self.show(state_line(state, datetime.now(), self.window))
+        self.show(state_line(state, datetime.now(), self.window, self.columns))
 
     def show(self, line: str) -> None:
         """How far it is, drawn again; where nothing can be, a line a minute."""
@@ -39,6 +40,15 @@ class RunProgress(TerminalProgress):
         elif now - self._said_s >= _LINE_EVERY_S:
             self._said_s = now
             self.say(line)
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """A question is put; nothing runs until it is answered."""
+        self.asks = True
+        try:
+            yield
+        finally:
+            self.asks = False
 
     def committed(self, results: Sequence[ItemResult]) -> None:
         """The state says it."""
@@ -61,7 +71,8 @@ def heeding_signals(stop: Callable[[bool], bool]) -> Iterator[None]:
         if count > 2 or not stop(count > 1):
             raise KeyboardInterrupt
         words = "finishing what is in flight; once more: stop now" if count == 1 else "stopping"
-        sys.stderr.write(f"\n{words}\n")
+        with suppress(OSError):  # not through sys.stderr: it may be amid a write
+            os.write(2, f"\n{words}\n".encode())
 
     before = {number: signal.signal(number, heed) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -28,17 +28,21 @@ class LiveLine:
         """Whether a line can be drawn again."""
         return self._tty
 
+    @property
+    def columns(self) -> int | None:
+        """A line that is drawn again must be shorter; None where lines are printed."""
+        return shutil.get_terminal_size().columns if self._tty else None
+
     def say(self, line: str) -> None:
         """Print a line of its own, above any bar."""
         self.finish()
         if not self._quiet:
-            print(line, file=self._stream, flush=True)
+            self._write(f"{line}\n")
 
     def finish(self) -> None:
         """Wipe the line."""
         if self._drawn:
-            self._stream.write("\r" + " " * len(self._drawn) + "\r")
-            self._stream.flush()
+            self._write("\r" + " " * len(self._drawn) + "\r")
         self._drawn = ""
 
     def redraw(self, line: str) -> None:
@@ -47,9 +51,16 @@ class LiveLine:
             return
         line = line[: shutil.get_terminal_size().columns - 1]  # one that wraps cannot be wiped
         padding = " " * max(0, len(self._drawn) - len(line))
-        self._stream.write("\r" + line + padding)
-        self._stream.flush()
         self._drawn, self._drawn_at = line, time.monotonic()
+        self._write("\r" + line + padding)
+
+    def _write(self, text: str) -> None:
+        """Nobody to tell, for the terminal or the pipe is gone, is no reason to end the work."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            self._quiet, self._tty, self._drawn = True, False, ""
 
     def is_due(self) -> bool:
         """Whether the last line has stood long enough to be drawn again."""
@@ -86,11 +97,11 @@ class TerminalProgress(LiveLine):
             self.redraw(bar_line(verb, fraction, amount, now - started))
 
 
-def bar_line(verb: str, fraction: float, amount: str, elapsed_s: float) -> str:
+def bar_line(verb: str, fraction: float, amount: str, elapsed_s: float, width: int = _WIDTH) -> str:
     """`loading ━━━━━━──── 60 %  3 s left`."""
     fraction = min(1.0, max(0.0, fraction))
-    full = round(fraction * _WIDTH)
-    parts = [f"{verb} {'━' * full}{'─' * (_WIDTH - full)} {fraction * 100:3.0f} %"]
+    full = round(fraction * width)
+    parts = [f"{verb} {'━' * full}{'─' * (width - full)} {fraction * 100:3.0f} %"]
     if amount:
         parts.append(amount)
     if 0.05 < fraction < 1 and elapsed_s > 1:

@@ -13,7 +13,7 @@ from loadmaster.tasks.api.openai_requests import EmbeddingRequest
 from loadmaster.tasks.batch.commits import Commits
 from loadmaster.tasks.batch.flights import Flight, Flights, judge
 from loadmaster.tasks.batch.gate import Gate
-from loadmaster.tasks.batch.items import Ready, failed_result
+from loadmaster.tasks.batch.items import Ready, Refused, failed_result
 from loadmaster.tasks.batch.landing import Landing
 from loadmaster.tasks.batch.launcher import Launcher, new_flight
 from loadmaster.tasks.batch.lives import Lives
@@ -137,6 +137,11 @@ class Executor:
             self._clock.monotonic_s(), in_flight=len(self._flights), waiting=self._gate.waiting
         )
 
+    @property
+    def idle_s(self) -> float:
+        """Seconds that it waited so far, for its window or for others."""
+        return self._tally.idle_s(self._clock.monotonic_s())
+
     # -- looking around
 
     def _look_around(self) -> None:
@@ -160,7 +165,8 @@ class Executor:
         if self._policy.deadline_s is None:
             return
         for flight in self._flights:
-            if now - flight.started_s > self._policy.deadline_s and not flight.expired:
+            begun_s = now if flight.begun_s is None else flight.begun_s
+            if now - begun_s > self._policy.deadline_s and not flight.expired:
                 flight.expired = True
                 self._landing.cancel(flight)
 
@@ -181,23 +187,28 @@ class Executor:
             self._supply.settle()
             self._lives.close()
         elif self._gate.may_start and not self._lives.is_open:
-            self._watcher.say("going on")
-            self._lives.reopen()
+            self._lives.go_on(patiently=self._policy.window is not None)
 
     # -- launching
 
     def _collect(self) -> None:
+        refused: list[Refused] = []
         try:
             refused = self._supply.collect()
         except EngineError as error:
             if self._lives.is_open:
                 self._recover(error)
-            return
         for entry in refused:
             self._commits.add(entry.item, failed_result(entry.item, entry.error))
+        for entry in self._supply.take_guilty():
+            self._commits.hold(entry.item, failed_result(entry.item, entry.error))
 
     def _launch(self) -> None:
-        if not self._gate.may_start or not self._lives.is_open:
+        if not self._gate.may_start or not self._lives.is_open or self._flights.suspect:
+            return
+        if self._supply.is_careful:
+            if not self._flights:
+                self._supply.prepare_one()
             return
         if self._supply.has_suspects:
             if not self._flights and (ready := self._supply.next_suspect()):
@@ -228,7 +239,7 @@ class Executor:
             self._recover(error)
 
     def _enter(self, ready: Ready) -> Flight:
-        flight = new_flight(ready, self._clock.monotonic_s())
+        flight = new_flight(ready)
         self._flights.add(flight)
         return flight
 

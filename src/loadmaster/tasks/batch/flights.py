@@ -19,8 +19,8 @@ class Flight:
 
     ready: Ready
     serial: int  # of this try: an earlier one of the same item may still speak
-    started_s: float
     gatherings: list[Gathering]
+    begun_s: float | None = None  # when the engine first spoke of it: before, it waited there
     open: set[str] = field(default_factory=set)  # ids of requests without their last event
     expired: bool = False  # cancelled by us, for its deadline
     given_up: bool = False  # cancelled by us, for the run stops
@@ -61,6 +61,11 @@ class Flights:
     def n_requests(self) -> int:
         """Requests that have not ended."""
         return sum(len(flight.open) for flight in self._by_number.values())
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the one in flight is suspected of a worker's death: it has no company."""
+        return any(flight.ready.alone for flight in self._by_number.values())
 
     def add(self, flight: Flight) -> None:
         """An item takes off."""

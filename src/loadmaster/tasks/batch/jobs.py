@@ -16,7 +16,6 @@ from loadmaster.errors import (
     ModelChangedError,
     UsageError,
 )
-from loadmaster.jobs.files import check_writable, write_lines
 from loadmaster.jobs.intake import Added, add_lines
 from loadmaster.jobs.lines import CheckBody, read_lines
 from loadmaster.jobs.lock import JobLock
@@ -28,6 +27,7 @@ from loadmaster.schema import SchemaError, from_json, to_json
 from loadmaster.tasks.batch.executor import TICK_S, Executor
 from loadmaster.tasks.batch.items import BodyCheck, order_of
 from loadmaster.tasks.batch.model import BatchModel
+from loadmaster.tasks.batch.outputs import check_output, export
 from loadmaster.tasks.batch.policy import BatchSettings, Clock, StopReason
 from loadmaster.tasks.batch.progress import Watcher
 
@@ -57,15 +57,19 @@ def submit(
     output_path: Path | None = None,
     error_path: Path | None = None,
     job_id: str | None = None,
+    anew: bool = False,
     check: CheckBody | None = None,
 ) -> str:
-    """Check a whole file and make a job of it; its id. `check` is in place of the usual one.
+    """Check a whole file and make a job of it; its id. `anew`: in place of the one of this id.
+    `check` is in place of the usual one.
 
     Raises:
-        BadInputError: lines cannot be run, each by its number.
+        BadInputError: lines cannot be run, each by its number; an earlier job is as it was.
+        BusyError: a process works on the earlier job.
         OutputError: the output could not be written when the job is done.
+        UsageError: it would take the place of the file.
     """
-    check_output(output_path, error_path)
+    check_output(input_path, output_path, error_path)
     job = NewJob(
         job_id=job_id or shelf.new_id(),
         model=settings.model,
@@ -75,19 +79,8 @@ def submit(
         error_path=error_path and error_path.absolute(),
     )
     check = check or BodyCheck(model_names=names)
-    shelf.create(job, read_lines(input_path, check), order_of)
+    shelf.create(job, read_lines(input_path, check), order_of, anew=anew)
     return job.job_id
-
-
-def check_output(output_path: Path | None, error_path: Path | None) -> None:
-    """Find out before the night whether the results can be written after it.
-
-    Raises:
-        OutputError: they cannot.
-    """
-    for path in (output_path, error_path):
-        if path is not None:
-            check_writable(path)
 
 
 def job_of_output(output_path: Path) -> str:
@@ -193,13 +186,14 @@ class Run:
         try:
             self.store = JobStore(self.folder)
             self.job = self.store.begin_run()
+            self.settings = read_settings(self.job)
         except BaseException:
             self._lock.release()
             raise
-        self.settings = read_settings(self.job)
         self.executor: Executor | None = None
         self._stop_asked: tuple[StopReason, bool] | None = None
         self._started_s = time.monotonic()
+        self._waited_s = 0.0  # for its window, before there was an executor
         self._ended = False
 
     def attach(self, model: BatchModel, watcher: Watcher, clock: Clock | None = None) -> Executor:
@@ -216,12 +210,30 @@ class Run:
         if window is None or window.is_open(clock.time_of_day()):
             return None
         watcher.say(f"waiting for {window}")
-        while not window.is_open(clock.time_of_day()):
-            if self.store.cancel_asked():
-                return "cancelled"
-            if self._stop_asked is not None:
-                return self._stop_asked[0]
-            clock.sleep(TICK_S)
+        return self._wait(clock, lambda: window.is_open(clock.time_of_day()))
+
+    def pause(self, seconds: float, clock: Clock | None = None) -> StopReason | None:
+        """Wait so long; why the run ends instead, if it does."""
+        told = clock or Clock()
+        until_s = told.monotonic_s() + seconds
+        return self._wait(told, lambda: told.monotonic_s() >= until_s)
+
+    @property
+    def has_waited(self) -> bool:
+        """Whether it had to wait before its model was opened: then nobody may be there."""
+        return self._waited_s > 0
+
+    def _wait(self, clock: Clock, is_over: Callable[[], bool]) -> StopReason | None:
+        begun_s = clock.monotonic_s()
+        try:
+            while not is_over():
+                if self.store.cancel_asked():
+                    return "cancelled"
+                if self._stop_asked is not None:
+                    return self._stop_asked[0]
+                clock.sleep(TICK_S)
+        finally:  # Ctrl-C ends it too
+            self._waited_s += clock.monotonic_s() - begun_s
         return None
 
     def stop(self, *, at_once: bool = False) -> None:
@@ -232,9 +244,9 @@ class Run:
 
     def end(self, reason: StopReason) -> RunEnd:
         """Record how the run ended, and write the results where the job says."""
-        run_s = time.monotonic() - self._started_s
         counts = self.store.counts()
         state = _STATES.get(reason, "stopped")
+        run_s = self._run_s()
         self.store.end_run(state, None if state == reason else reason, run_s)
         self._ended = True
         export(self.store, self.job)
@@ -244,9 +256,13 @@ class Run:
         """Record that an error ended the run, if the disk lets us."""
         if not self._ended:
             with suppress(LoadmasterError):
-                run_s = time.monotonic() - self._started_s
-                self.store.end_run("stopped", error.message, run_s)
+                self.store.end_run("stopped", error.message, self._run_s())
                 self._ended = True
+
+    def _run_s(self) -> float:
+        """Seconds of this run, waits left out."""
+        idle_s = 0.0 if self.executor is None else self.executor.idle_s
+        return time.monotonic() - self._started_s - self._waited_s - idle_s
 
     def close(self) -> None:
         """Let others have the job."""
@@ -266,40 +282,6 @@ class Run:
         self.close()
 
 
-# -- results
-
-
-def default_error_path(output_path: Path) -> Path:
-    """Where failed items of an output file go: `out.jsonl` → `out.errors.jsonl`."""
-    return output_path.with_name(f"{output_path.stem}.errors{output_path.suffix}")
-
-
-def export(store: JobStore, job: Job) -> None:
-    """Write the job's own output and error files, as far as the results go.
-
-    Raises:
-        OutputError: one of them cannot be written; the results are still in the store.
-    """
-    if job.output_path is not None:
-        write_results(store, job.output_path, job.error_path, job_id=job.job_id)
-
-
-def write_results(
-    store: JobStore, output_path: Path, error_path: Path | None, *, job_id: str
-) -> tuple[int, int]:
-    """Write committed results; how many lines of each file. No failed item, no error file.
-
-    Raises:
-        OutputError: one of them cannot be written.
-    """
-    hint = f"nothing is lost: `loadmaster batch results {job_id} -o ELSEWHERE` writes them"
-    errors = error_path or default_error_path(output_path)
-    n_done = write_lines(output_path, store.lines(failed=False), hint=hint)
-    if store.counts().failed or errors.exists():
-        return n_done, write_lines(errors, store.lines(failed=True), hint=hint)
-    return n_done, 0
-
-
 # -- from other processes
 
 
@@ -314,14 +296,18 @@ def cancel(shelf: Shelf, job_id: str) -> bool:
     """Give a job up; its results stay. Whether a process works on it, which ends within seconds."""
     folder = shelf.path(job_id)
     with JobStore(folder) as store:
-        try:
-            with JobLock(folder):
-                if store.job().state != "finished":
-                    store.set_state("cancelled")
-                return False
-        except BusyError:
-            store.ask_to_cancel()
-            return True
+        while True:
+            try:
+                with JobLock(folder):
+                    if store.job().state != "finished":
+                        store.set_state("cancelled")
+                    return False
+            except BusyError as error:
+                if "pid" not in error.numbers:  # not the lock: the database
+                    raise
+                if pid := error.numbers["pid"]:  # else its owner has come or gone this moment
+                    store.ask_to_cancel(int(pid))
+                    return True
 
 
 def retry(shelf: Shelf, job_id: str) -> int:

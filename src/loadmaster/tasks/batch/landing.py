@@ -73,6 +73,8 @@ class Landing:
         if isinstance(event, LoadmasterError):
             self._end_badly(flight, event)
             return
+        if flight.begun_s is None:
+            flight.begun_s = self._clock.monotonic_s()
         gathering = flight.gathering(message.request_id)
         before = gathering.n_tokens
         gathering.take(event)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from loadmaster.engine.types import GenerateEvent
-from loadmaster.errors import LoadmasterError
+from loadmaster.errors import EngineError, LoadmasterError
 from loadmaster.tasks.api.openai_answers import Gathering
 from loadmaster.tasks.api.openai_requests import EmbeddingRequest, stable_seed
 from loadmaster.tasks.batch.flights import Flight
@@ -105,13 +105,15 @@ class Launcher:
             outcome = self._model.embed(prompts)
         except LoadmasterError as error:
             outcome = error
+        except Exception as error:  # a defect: the run must hear of it, whatever it is
+            outcome = EngineError(f"embedding failed: {type(error).__name__}: {error}")
         self.inbox.put(Embedded(generation=worker, flights=flights, outcome=outcome))
 
 
 _serials = itertools.count(1)
 
 
-def new_flight(ready: Ready, now: float) -> Flight:
+def new_flight(ready: Ready) -> Flight:
     """An item that is about to enter the engine."""
     request = ready.request
     is_embedding = isinstance(request, EmbeddingRequest)
@@ -122,7 +124,6 @@ def new_flight(ready: Ready, now: float) -> Flight:
     flight = Flight(
         ready=ready,
         serial=next(_serials),
-        started_s=now,
         gatherings=[Gathering(index, logprobs=logprobs) for index in range(n_requests)],
     )
     flight.open.update(flight.request_ids)

@@ -1,6 +1,6 @@
 """Opening the model of a job, under the plan by which the job ends soonest."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from loadmaster.jobs.store import JobStore
@@ -8,11 +8,13 @@ from loadmaster.jobs.types import BatchLine
 from loadmaster.model.checkpoint import AnyModel
 from loadmaster.plan.batch import JobOutline
 from loadmaster.plan.simulate import JobPrediction
-from loadmaster.tasks.batch.jobs import check_same_model, model_names
+from loadmaster.tasks.batch.jobs import Run, check_same_model, model_names
+from loadmaster.tasks.batch.lives import MOST_RETRIES, NO_MEMORY, RETRY_S
 from loadmaster.tasks.batch.model import OpenedModel
 from loadmaster.tasks.batch.outline import outline_lines
 from loadmaster.tasks.batch.planning import plan_outline
-from loadmaster.tasks.batch.policy import BatchSettings
+from loadmaster.tasks.batch.policy import BatchSettings, Clock, StopReason
+from loadmaster.tasks.batch.progress import Watcher
 from loadmaster.tasks.locating import locate_model
 from loadmaster.tasks.opening import Planner, open_planned
 from loadmaster.tasks.planning import PlanOptions
@@ -76,6 +78,29 @@ def open_for_job(settings: BatchSettings, store: JobStore, progress: Progress) -
     model = OpenedModel(opened, name, progress, most_n_ctx=most)
     known = made.predicted.basis != "unknown"
     return OpenJob(model=model, predicted=made.predicted if known else None)
+
+
+def open_in_window(
+    run: Run, open_model: Callable[[], OpenJob], watcher: Watcher, clock: Clock | None = None
+) -> OpenJob | StopReason:
+    """Wait for the job's window, and open its model; why the run ends instead, if it does. Where it
+    had to wait, a model that finds no memory is tried again for an hour.
+
+    Raises:
+        LoadmasterError: it cannot be opened.
+    """
+    n_left = MOST_RETRIES
+    while (ended := run.wait_for_window(watcher, clock)) is None:
+        try:
+            return open_model()
+        except NO_MEMORY as error:
+            if not run.has_waited or not n_left:
+                raise
+            watcher.say(f"{error.message}; trying again in {RETRY_S / 60:.0f} min")
+        n_left -= 1
+        if (ended := run.pause(RETRY_S, clock)) is not None:
+            break
+    return ended
 
 
 def _outline(planner: Planner, lines: Sequence[BatchLine], times: float) -> JobOutline:

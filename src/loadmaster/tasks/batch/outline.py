@@ -16,7 +16,7 @@ from loadmaster.engine.types import EngineBuild, LoadedModel
 from loadmaster.errors import EngineRefusedError, LoadmasterError, NotFoundError, UsageError
 from loadmaster.jobs.lines import LINE_LIMIT_BYTES, parse_line
 from loadmaster.jobs.types import BadLine, BatchLine
-from loadmaster.model.checkpoint import AnyModel
+from loadmaster.model.checkpoint import AnyModel, CheckpointSpec
 from loadmaster.plan.batch import LISTED_ITEMS, JobOutline, Lengths, outline_of
 from loadmaster.tasks.api.openai_requests import (
     ChatRequest,
@@ -180,7 +180,7 @@ def _tokens(
     lines: Sequence[BatchLine], model: AnyModel, build: EngineBuild | None, backend: str
 ) -> tuple[Items, bool]:
     """Prompts in tokens, with what each may generate; and whether they are the model's tokens."""
-    if build is None:
+    if build is None or not _has_vocabulary(model):
         return list(_items(lines, _plain_text, _by_characters)), False
     try:
         with (
@@ -192,6 +192,11 @@ def _tokens(
             return list(_items(lines, tokenizer.text, tokenizer.tokens)), True
     except EngineRefusedError:
         return list(_items(lines, _plain_text, _by_characters)), False
+
+
+def _has_vocabulary(model: AnyModel) -> bool:
+    """False for a checkpoint whose files are elsewhere: no worker need import torch to see that."""
+    return not isinstance(model, CheckpointSpec) or (model.folder / "tokenizer.json").is_file()
 
 
 class _Tokenizer:

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.plan.batch import JobOutline, unshared, with_outputs
 from loadmaster.plan.job_planning import JobPlan
-from loadmaster.tasks.batch.checkpoint import plan_slots
 from loadmaster.tasks.batch.outline import (
     CHARS_PER_TOKEN,
     DEFAULT_OUTPUT_TOKENS,
@@ -25,11 +23,13 @@ class FilePlan:
 
     file: FileOutline
     job: JobPlan
+    most_n_ctx: int | None = None  # of one request: what was asked for, or the model's own
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know of the figures."""
-        return (*_file_notes(self.file), *self.job.plan.notes)
+        hopeless = _too_long(self.file.job, self.most_n_ctx)
+        return (*hopeless, *_file_notes(self.file), *self.job.plan.notes)
 
 
 def plan_file(
@@ -42,9 +42,10 @@ def plan_file(
         LoadmasterError: the model or the file cannot be read.
     """
     planner = Planner(model, options, header_only=True)
-    file = read_outline(path, planner.request.gguf, planner.build, backend=options.backend)
+    file = read_outline(path, planner.request.model, planner.build, backend=planner.backend)
     job = with_outputs(file.job, output_share) if output_share != 1.0 else file.job
-    return FilePlan(file=file, job=plan_outline(planner, job))
+    most = planner.request.workload.n_ctx or planner.request.model.n_ctx_train or None
+    return FilePlan(file=file, job=plan_outline(planner, job), most_n_ctx=most)
 
 
 def plan_outline(planner: Planner, job: JobOutline) -> JobPlan:
@@ -53,8 +54,6 @@ def plan_outline(planner: Planner, job: JobOutline) -> JobPlan:
     Raises:
         PlanRefusedError: nothing fits.
     """
-    if isinstance(planner.request.model, CheckpointSpec):
-        return plan_slots(planner, job)
     if not job.output_tokens:
         return plan_vectors(planner, unshared(job))
     outcome = planner.for_job(job).job_plan()
@@ -62,6 +61,19 @@ def plan_outline(planner: Planner, job: JobOutline) -> JobPlan:
         require_plan(outcome)
         raise AssertionError("a refusal is an error")
     return outcome
+
+
+def _too_long(job: JobOutline, most_n_ctx: int | None) -> Iterator[str]:
+    """Prompts that cannot be run, counted as if they could."""
+    if most_n_ctx is None:
+        return
+    room = most_n_ctx - 1 if job.output_tokens else most_n_ctx
+    lengths = [(it.prompt_tokens, it.count) for it in job.classes if it.prompt_tokens > room]
+    if lengths:
+        yield (
+            f"{sum(count for _, count in lengths)} of {job.n_items} prompts are too long and will"
+            f" fail: up to {max(lengths)[0]} tokens, n_ctx is {most_n_ctx}"
+        )
 
 
 def _file_notes(file: FileOutline) -> Iterator[str]:

@@ -69,7 +69,8 @@ class Tally:
         failed = sum(result.failed for result in results)
         done = len(results) - failed
         cost = sum(costs.get(result.number, 0) for result in results)
-        self._cost_done += cost
+        refused = sum(costs.get(it.number, 0) for it in results if it.failed and not _ran(it))
+        self._cost_done += cost - refused  # what took no time says nothing about the rest
         self._cost_left = max(0, self._cost_left - cost)
         self.prompt_tokens += sum(result.prompt_tokens for result in results)
         before = self._counts
@@ -91,10 +92,13 @@ class Tally:
             self._idle_s += now - self._idle_since
             self._idle_since = None
 
+    def idle_s(self, now: float) -> float:
+        """Seconds of the run so far that it waited."""
+        return self._idle_s + (0.0 if self._idle_since is None else now - self._idle_since)
+
     def run_s(self, now: float) -> float:
         """Seconds of the run so far, waiting left out."""
-        idle = 0.0 if self._idle_since is None else now - self._idle_since
-        return now - self._started_s - self._idle_s - idle
+        return now - self._started_s - self.idle_s(now)
 
     def state(self, now: float, *, in_flight: int, waiting: str | None) -> RunState:
         """All of it, now."""
@@ -120,3 +124,8 @@ class Tally:
             self._samples.popleft()
         since, before = self._samples[0]
         return (tokens - before) / (now - since) if now > since else 0.0
+
+
+def _ran(result: ItemResult) -> bool:
+    """Whether the engine had anything to do for an item."""
+    return result.prompt_tokens > 0 or result.generated_tokens > 0

@@ -4,12 +4,17 @@ Templates and the tokenizer run on a thread of their own, a chunk at a time, so 
 never waits for them; no more is made ready than the engine takes soon.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 
-from loadmaster.errors import ContextLengthError, EngineError, LoadmasterError
+from loadmaster.errors import (
+    ContextLengthError,
+    EngineCrashedError,
+    EngineError,
+    LoadmasterError,
+)
 from loadmaster.jobs.types import Item
 from loadmaster.tasks.api.openai_requests import (
     BadFieldError,
@@ -19,6 +24,7 @@ from loadmaster.tasks.api.openai_requests import (
     Prompt,
     parse_request,
 )
+from loadmaster.tasks.batch.flights import DEATHS_TO_FAIL
 from loadmaster.tasks.batch.items import Ready, Refused
 from loadmaster.tasks.batch.model import BatchModel
 
@@ -42,12 +48,15 @@ class Supply:
         self._on_ready = on_ready
         self._only = only
         self._ended = False
-        self._again: deque[Item] = deque()  # read already, to be made ready once more
+        self._again: deque[Item] = deque()  # read already, to be made ready one by one
+        self._deaths: Counter[int] = Counter()  # of workers, while an item was made ready
+        self._guilty: list[Refused] = []
         self._ready: deque[Ready] = deque()
         self._suspects: deque[Ready] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batch-prepare")
         self._job: Future[list[Ready | Refused]] | None = None
         self._chunk: list[Item] = []
+        self._alone = False  # the chunk is one of `_again`
 
     def close(self) -> None:
         """Stop making ready; what was is forgotten. Waits for the chunk under way."""
@@ -88,14 +97,42 @@ class Supply:
 
     # -- making ready
 
+    @property
+    def is_careful(self) -> bool:
+        """A worker died over a chunk: each item of it is made ready by itself, and nothing runs."""
+        return bool(self._again) or (self._job is not None and self._alone)
+
+    def prepare_one(self) -> None:
+        """Make the next item of such a chunk ready, by itself."""
+        if self._job is None and self._again:
+            self._prepare([self._again.popleft()], alone=True)
+
     def _prepare_more(self) -> None:
         if self._job is not None or len(self._ready) >= self._n_ahead:
             return
-        self._chunk = self._next_chunk()
-        if not self._chunk:
-            return
-        self._job = self._pool.submit(prepare, self._chunk, self._model)
+        if chunk := self._next_chunk():
+            self._prepare(chunk, alone=False)
+
+    def _prepare(self, chunk: list[Item], *, alone: bool) -> None:
+        self._chunk, self._alone = chunk, alone
+        self._job = self._pool.submit(prepare, chunk, self._model)
         self._job.add_done_callback(lambda _: self._on_ready())
+
+    def _lost_chunk(self, death: EngineError) -> None:
+        """The worker died over it, or was closed."""
+        if self._model.failure is not None:
+            self._deaths.update(item.number for item in self._chunk)
+        item, *_ = self._chunk
+        if self._alone and (n_deaths := self._deaths[item.number]) >= DEATHS_TO_FAIL:
+            reason = f"{n_deaths} workers died over its prompt: {death.message}"
+            self._guilty.append(Refused(item=item, error=EngineCrashedError(reason)))
+        else:
+            self._again.extend(self._chunk)
+
+    def take_guilty(self) -> list[Refused]:
+        """Items that killed workers while they were made ready, the last time alone."""
+        guilty, self._guilty = self._guilty, []
+        return guilty
 
     def _next_chunk(self) -> list[Item]:
         chunk: list[Item] = []
@@ -108,8 +145,6 @@ class Supply:
         return chunk
 
     def _next_item(self) -> Item | None:
-        if self._again:
-            return self._again.popleft()
         for item in self._items:
             if self._only is None or item.number in self._only:
                 return item
@@ -121,9 +156,9 @@ class Supply:
         if self._job is None:
             return
         wait([self._job])
-        if isinstance(self._job.exception(), EngineError):
+        if isinstance(error := self._job.exception(), EngineError):
             self._job = None
-            self._again.extend(self._chunk)
+            self._lost_chunk(error)
 
     def collect(self) -> list[Refused]:
         """Take over what has been made ready; the items that cannot be run are returned.
@@ -136,8 +171,8 @@ class Supply:
         job, self._job = self._job, None
         try:
             prepared = job.result()
-        except EngineError:
-            self._again.extend(self._chunk)
+        except EngineError as error:
+            self._lost_chunk(error)
             raise
         refused: list[Refused] = []
         for entry in prepared:

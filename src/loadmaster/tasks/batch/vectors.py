@@ -4,10 +4,10 @@ prompt shares the cells of another."""
 from dataclasses import replace
 
 from loadmaster.machine.types import Machine
-from loadmaster.model.types import ModelSpec
+from loadmaster.model.checkpoint import AnyModel
 from loadmaster.plan.batch import JobOutline
 from loadmaster.plan.job_planning import JobPlan
-from loadmaster.plan.types import EngineSettings
+from loadmaster.plan.types import AnySettings
 from loadmaster.plan.vectors import predict_vectors
 from loadmaster.tasks.opening import Planner
 from loadmaster.tasks.planning import PlanRequest, require_plan
@@ -27,30 +27,28 @@ def plan_vectors(planner: Planner, job: JobOutline) -> JobPlan:
         PlanRefusedError: it does not fit.
     """
     given = planner.request
-    machine, model = given.machine, given.gguf
+    machine, model = given.machine, given.model
     planner.request = for_vectors(given, job)
     plan = require_plan(planner.plan())
-    predicted = predict_vectors(machine, model, plan.llamacpp, job)
-    best = _best_count(machine, model, plan.llamacpp, job)
-    if given.knobs.n_seq_max is None and best < plan.llamacpp.n_seq_max:
+    predicted = predict_vectors(machine, model, plan.engine, job)
+    best = _best_count(machine, model, plan.engine, job)
+    if given.knobs.n_seq_max is None and best < plan.engine.n_seq_max:
         knobs = replace(given.knobs, n_seq_max=best)
         planner.request = for_vectors(replace(given, knobs=knobs), job)
         plan = require_plan(planner.plan())
-        predicted = predict_vectors(machine, model, plan.llamacpp, job)
+        predicted = predict_vectors(machine, model, plan.engine, job)
     speed = replace(plan.predicted, jobs_per_hour=predicted.items_per_hour)
     return JobPlan(
         plan=replace(plan, predicted=speed),
         job=job,
         predicted=predicted,
-        alone=predict_vectors(machine, model, replace(plan.llamacpp, n_seq_max=1), job),
+        alone=predict_vectors(machine, model, replace(plan.engine, n_seq_max=1), job),
         levers=(),
         considered=(),
     )
 
 
-def _best_count(
-    machine: Machine, model: ModelSpec, settings: EngineSettings, job: JobOutline
-) -> int:
+def _best_count(machine: Machine, model: AnyModel, settings: AnySettings, job: JobOutline) -> int:
     """Of the prompts that may share a step, the number with which the job ends soonest."""
     most = settings.n_seq_max
     times: dict[int, float] = {}
@@ -90,7 +88,7 @@ def for_vectors(request: PlanRequest, job: JobOutline) -> PlanRequest:
 
 def _longest_input(request: PlanRequest, job: JobOutline) -> int:
     """Tokens of the longest input there may be; one beyond the model's own fails by itself."""
-    model: ModelSpec = request.gguf
+    model = request.model
     asked = request.workload.n_ctx
     if asked is None:
         known = align(job.longest, _LEAST_N_UBATCH)
