@@ -23,6 +23,7 @@ check: .venv/.dev
 	$(BIN)/lint-imports
 	$(BIN)/python -m scripts.docs_reference --check
 	$(BIN)/python -m scripts.guides --check
+	$(BIN)/python -m scripts.docs_quantization --check
 	$(BIN)/python -m scripts.docs_structure --check
 
 bench: .venv/.dev engine
@@ -33,6 +34,7 @@ bench: .venv/.dev engine
 docs: .venv/.dev
 	$(BIN)/python -m scripts.docs_reference
 	$(BIN)/python -m scripts.guides
+	$(BIN)/python -m scripts.docs_quantization
 	$(BIN)/python -m scripts.docs_structure
 
 clean:

@@ -39,7 +39,7 @@ from loadmaster.jobs.lock import JobLock
 from loadmaster.jobs.store import JobStore
 from loadmaster.jobs.types import ItemResult, NewJob
 from loadmaster.tasks.batch.items import order_of
-from loadmaster.tasks.batch.jobs import write_results
+from loadmaster.tasks.batch.outputs import write_results
 
 JOB = "job"
 N_ITEMS = 12

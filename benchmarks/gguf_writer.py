@@ -26,7 +26,9 @@ ALIGNMENT = 32
 (U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64) = range(13)
 _FORMAT = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "B",
            U64: "Q", I64: "q", F64: "d"}  # fmt: skip
-_CHUNK_BLOCKS = 1 << 15  # random blocks made once and repeated: weights need not be all different
+# Random blocks made once and repeated: weights need not be all different. Their number is a prime:
+# no two rows are alike, for of two equal logits an engine may take either.
+_CHUNK_BLOCKS = 32749
 
 
 class Typed(NamedTuple):

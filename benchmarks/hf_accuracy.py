@@ -3,9 +3,10 @@
     python -m benchmarks.hf_accuracy [--family llama …]
 
 Random models of several families and the demo model are opened on the CPU in BF16, NF4 with and
-without double quantization, and LLM.int8; each in a process of its own, that reads a prompt and
-decodes. Shapes up to 405B are made on the meta device, where the libraries count for themselves.
-The last line of the output is one JSON object.
+without double quantization, LLM.int8 and FP8; each in a process of its own, that reads a prompt and
+decodes. Peaks are the kernel's: the highest private memory while loading, and while generating.
+Shapes up to 405B are made on the meta device, where transformers and its quantizers count for
+themselves; what they do not count is named. The last line of the output is one JSON object.
 """
 
 import argparse
@@ -15,7 +16,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -24,20 +24,25 @@ from typing import Any
 
 from benchmarks.hf_models import FAMILIES, write_model
 from loadmaster.engine.meter import process_memory
+from loadmaster.engine.python_build import find_python_build
+from loadmaster.engine.spawn import worker_environment
+from loadmaster.engine.types import LoadRequest, SamplingParams, SequenceWork
 from loadmaster.machine.detect import detect_machine
 from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.model.hf_source import read_checkpoint
 from loadmaster.model.shapes.checkpoints import shape_checkpoint
 from loadmaster.model.shapes.library import load_shape
+from loadmaster.model.stamp import current_stamp
 from loadmaster.plan.budget import make_budget
 from loadmaster.plan.hf_planner import plan_checkpoint
 from loadmaster.plan.hf_weights import loaded_tensors
 from loadmaster.plan.overhead import default_overheads
 from loadmaster.plan.types import CPU, Knobs, Plan, Quantize, TransformersSettings, Workload
+from loadmaster.units import KIB
 
 MODES: Mapping[str, tuple[Quantize, bool]] = {
     "bf16": ("none", False), "nf4": ("nf4", False), "nf4-double": ("nf4", True),
-    "int8": ("int8", False),
+    "int8": ("int8", False), "fp8": ("fp8", False),
 }  # fmt: skip
 SHAPES = ("llama-3.2-1b", "llama-3-8b", "qwen3-30b-a3b", "llama-3-70b", "llama-3.1-405b")
 DEMO = Path(__file__).parents[1] / "tests" / "data" / "demo"
@@ -47,7 +52,7 @@ N_DECODED = 16
 AT_MOST = {
     "weight_error_bytes": 0,
     "kv_error_bytes": 0,
-    "peak_above_plan_pct": 0,
+    "peak_off_plan_pct": 5.0,
     "meta_error_bytes": 0,
 }
 
@@ -89,7 +94,10 @@ def _rows(families: list[str]) -> Iterator[dict[str, Any]]:
 
 def _in_child(folder: Path, mode: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.hf_accuracy", "--case", str(folder), mode]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    # As workers have it: with other thresholds of malloc, peaks are others.
+    environment = worker_environment(find_python_build(), None)
+    environment["PYTHONPATH"] += os.pathsep + str(Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{folder.name} in {mode} failed:\n{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -117,20 +125,30 @@ def measure(folder: Path, mode: str) -> dict[str, Any]:
     from loadmaster.engine.backends.transformers.environment import prepare
 
     prepare()
-    from loadmaster.engine.backends.transformers.opened import OpenModel, filler
-    from loadmaster.engine.backends.transformers.weights import load_weights
+    from loadmaster.engine.backends.transformers.backend import Transformers
 
     model = read_checkpoint(folder)
     plan = plan_here(model, mode)
     settings = plan.engine
     assert isinstance(settings, TransformersSettings)
-    with _Peak() as peak:
-        opened = OpenModel(load_weights(model, settings, lambda _: None), model, settings)
-        buffers = {row.device: row for row in opened.buffers()}[CPU]
-        n_prompt = min(settings.n_ubatch, opened.n_ctx_seq - N_DECODED - 1)
-        opened.step([filler(0, n_prompt, 0)])
-        for index in range(N_DECODED):
-            opened.step([filler(0, 1, n_prompt + index)])
+    request = LoadRequest(
+        model_path=folder,
+        model_stamp=current_stamp([stamp.path for stamp in model.files]),
+        settings=settings,
+        ram_cap_bytes=None,
+    )
+    peaks, backend = _Peaks(), Transformers()
+    backend.load(request, lambda _: True)
+    loading = peaks.take()
+    buffers = {row.device: row for row in backend.memory().buffers}[CPU]
+    n_prompt = min(settings.n_ubatch, settings.n_ctx // settings.n_seq_max - N_DECODED - 1)
+    backend.start_sequence(0, SamplingParams(temperature=0))
+    work = SequenceWork(seq_id=0, tokens=(5,) * n_prompt, position=0, sample=True)
+    for _ in range(N_DECODED):
+        token = backend.step([work]).tokens[0]
+        position = work.position + len(work.tokens)
+        work = SequenceWork(seq_id=0, tokens=(token,), position=position, sample=True)
+    generating = peaks.take()
     host = plan.device(CPU)
     # The parent's share of the process line is not in this process.
     planned = host.planned_bytes - default_overheads(()).process_bytes
@@ -138,49 +156,65 @@ def measure(folder: Path, mode: str) -> dict[str, Any]:
         "weight_error_bytes": buffers.model_bytes - host.of("model"),
         "kv_error_bytes": buffers.context_bytes - host.of("kv"),
         "planned_bytes": planned,
-        "peak_bytes": peak.bytes,
-        "peak_of_plan_pct": round(100 * peak.bytes / planned, 1),
+        "loading_peak_bytes": loading,
+        "generation_peak_bytes": generating,
+        "peak_of_plan_pct": round(100 * max(loading, generating) / planned, 1),
     }
 
 
-class _Peak:
-    """The most private memory that this process has while the block runs."""
+class _Peaks:
+    """The most private memory that this process had since it was asked last.
+
+    The kernel's mark of all memory, less the file pages that are there now. Where it cannot be set
+    back, what there is now."""
+
+    _MARK = Path("/proc/self/clear_refs")
 
     def __init__(self) -> None:
-        self.bytes = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._reset()
 
-    def _watch(self) -> None:
-        while not self._ended.wait(0.005):
-            self.bytes = max(self.bytes, process_memory().own_bytes)
+    def _reset(self) -> None:
+        if self._MARK.exists():
+            self._MARK.write_text("5")
 
-    def __enter__(self) -> "_Peak":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
+    def take(self) -> int:
+        now = process_memory()
+        status = Path("/proc/self/status").read_text()
+        highest = int(status.partition("VmHWM:")[2].split()[0]) * KIB
+        self._reset()
+        return max(now.own_bytes, highest - now.mapped_bytes)
 
 
 # ---- shapes on the meta device
 
 
 def _meta() -> Iterator[tuple[str, dict[str, int]]]:
-    """By shape and mode: our sum less that of the modules that the libraries put in place. In NF4
-    they count values alone: scales are made with the data."""
+    """By shape and mode: our sum, the libraries', and what lies between. The scales and tables of
+    bitsandbytes are made with the data, so its quantizers do not count them."""
+    from loadmaster.engine.backends.transformers.environment import prepare
+
+    prepare()
     for name in SHAPES:
         model = shape_checkpoint(load_shape(name))
         for mode, (quantize, double) in MODES.items():
             settings = replace(_SETTINGS, quantize=quantize, double_quant=double)
             ours = loaded_tensors(model, settings)
-            if quantize != "none":
-                scales = sum(sum(tensor.allocations[1:]) for tensor in ours if tensor.is_quantized)
-            else:
-                scales = 0
-            planned = sum(tensor.size_bytes for tensor in ours) - scales
-            yield f"{name} {mode}", {"planned": planned, "counted": _counted(model, quantize)}
+            scales = sum(
+                sum(tensor.allocations[1:])
+                for tensor in ours
+                if tensor.is_quantized and quantize != "fp8"
+            )
+            planned = sum(tensor.size_bytes for tensor in ours)
+            counted = _counted(model, settings)
+            yield (
+                f"{name} {mode}",
+                {
+                    "planned": planned,
+                    "counted_by_the_libraries": counted,
+                    "scales_and_tables_they_leave_out": scales,
+                    "unexplained": planned - counted - scales,
+                },
+            )
 
 
 _SETTINGS = TransformersSettings(
@@ -190,53 +224,57 @@ _SETTINGS = TransformersSettings(
 )  # fmt: skip
 
 
-def _counted(model: CheckpointSpec, quantize: Quantize) -> int:
-    """accelerate's sum over a model of transformers without data, its matrices replaced as a load
-    replaces them."""
+def _counted(model: CheckpointSpec, settings: TransformersSettings) -> int:
+    """What transformers expects of a model without data whose matrices its quantizers replaced, as
+    it does before a load, and the buffers; unquantized also what accelerate does."""
     import torch
     from accelerate.utils import compute_module_sizes
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_utils import get_total_byte_count
+
+    from loadmaster.engine.backends.transformers.weights import quantizer_of
+
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(_config(model), dtype=torch.bfloat16)
+    made.tie_weights()
+    if settings.quantize == "none":
+        sizes = compute_module_sizes(made)
+        twice = sizes["lm_head"] if model.tied_output else 0  # accelerate counts a tie twice
+        return int(sizes[""]) - twice
+    quantizer = quantizer_of(model, settings)
+    quantizer.preprocess_model(model=made, device_map={"": CPU}, dtype=torch.bfloat16)
+    names = dict.fromkeys((name for name, _ in made.named_parameters()), CPU)
+    buffers = sum(buffer.nbytes for buffer in made.buffers())
+    counted = int(sum(get_total_byte_count(made, names, quantizer).values()))
+    return counted + int(buffers)
+
+
+def _config(model: CheckpointSpec) -> Any:
+    from transformers import CONFIG_MAPPING
 
     layer = model.layers[0]
-    config = CONFIG_MAPPING[model.architecture](
+    return CONFIG_MAPPING[model.architecture](
         hidden_size=model.n_embd, intermediate_size=model.n_ff, vocab_size=model.n_vocab,
         num_hidden_layers=model.n_layer, num_attention_heads=layer.n_head,
         num_key_value_heads=layer.n_head_kv, head_dim=layer.k_width // layer.n_head_kv,
         tie_word_embeddings=model.tied_output, num_experts=model.n_expert or 1,
         num_local_experts=model.n_expert or 1, moe_intermediate_size=model.n_ff_expert,
     )  # fmt: skip
-    with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    made.tie_weights()
-    bits = {"none": None, "nf4": 4, "fp4": 4, "int8": 8}[quantize]
-    sizes = compute_module_sizes(made)
-    total = int(sizes[""])
-    if bits is not None:
-        total -= sum(
-            (2 * 8 - bits) * module.weight.numel() // 8
-            for name, module in made.named_modules()
-            if type(module) is torch.nn.Linear and name != "lm_head"
-        )
-    tied = made.get_input_embeddings().weight.nbytes if model.tied_output else 0
-    counted_twice = tied and "lm_head" in sizes and sizes["lm_head"] == tied
-    return total - (tied if counted_twice else 0)
 
 
 # ---- figures
 
 
 def _figures(rows: list[dict[str, Any]], meta: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    large = [row for row in rows if row["family"] != "demo"] or rows
+    shares = [row["peak_of_plan_pct"] for row in rows]
     return {
         "n_cases": len(rows),
         "weight_error_bytes": max(abs(row["weight_error_bytes"]) for row in rows),
         "kv_error_bytes": max(abs(row["kv_error_bytes"]) for row in rows),
-        "peak_of_plan_min_pct": min(row["peak_of_plan_pct"] for row in large),
-        "peak_of_plan_max_pct": max(row["peak_of_plan_pct"] for row in rows),
-        "peak_above_plan_pct": max(0.0, max(row["peak_of_plan_pct"] for row in rows) - 105),
-        "meta_error_bytes": max(
-            (abs(row["planned"] - row["counted"]) for row in meta.values()), default=0
-        ),
+        "peak_of_plan_min_pct": min(shares),
+        "peak_of_plan_max_pct": max(shares),
+        "peak_off_plan_pct": round(max(abs(share - 100) for share in shares), 1),
+        "meta_error_bytes": max((abs(row["unexplained"]) for row in meta.values()), default=0),
         "meta": meta,
     }
 

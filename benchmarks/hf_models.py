@@ -33,13 +33,13 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
-def write_model(folder: Path, family: str, seed: int = 1) -> Path:
-    """A random BF16 model of a family, with a tokenizer of bytes."""
+def write_model(folder: Path, family: str, seed: int = 1, **changes: Any) -> Path:
+    """A random BF16 model of a family, with a tokenizer of bytes; `changes` are to its config."""
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[family](**{**_BASE, **FAMILIES[family]})
+    config = CONFIG_MAPPING[family](**{**_BASE, **FAMILIES[family], **changes})
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     _write_tokenizer(folder)
     return folder

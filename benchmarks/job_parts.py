@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from loadmaster.engine.exchange import Sink
 from loadmaster.engine.process import Engine
@@ -128,7 +128,7 @@ class FakeModel:
         if self.engine is not None:
             self.engine.close()
 
-    def __enter__(self) -> "FakeModel":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

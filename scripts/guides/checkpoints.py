@@ -1,6 +1,9 @@
 """Pages about safetensors models under the transformers engine."""
 
+from loadmaster.machine.profiles import load_profile
+from loadmaster.model.shapes.checkpoints import shape_checkpoint
 from loadmaster.model.shapes.library import load_shape, shape_header
+from loadmaster.plan.hf_speed import speed_of
 from loadmaster.plan.types import CPU, Plan, TransformersSettings
 from loadmaster.units import GIB
 from scripts.guides.asking import END, GB, Answer, ask, compare, printed
@@ -85,6 +88,8 @@ def llama_405b_transformers() -> str:
     }
     rows = "\n".join(_row(cards, label, answer) for (cards, label), answer in answers.items())
     nf4 = answers["4 × 80 GB", "NF4"]
+    eight = answers["8 × 80 GB", "NF4"]
+    on_cpu = ask(_PLAN_405B.format("nf4", "rtx4090-x8") + " -ngl 98")
     refused = answers["8 × 24 GB", "NF4"]
     model = sum(device.of("model") for device in nf4.made.devices)
     llamacpp = compare(
@@ -118,28 +123,64 @@ def llama_405b_transformers() -> str:
 The folklore's "405B in 4 bits is 203 GB" is right for the matrices in 4.0 bits; scales, embedding, output, contexts and
 activations are what eight 24 GB cards do not hold. llama.cpp in IQ2_XS puts {llamacpp["weights_bytes"]["gpu"] / GIB:.0f} GiB on them.
 
+## Eight 24 GB cards with 28 layers on the CPU
+
+{_ended(on_cpu)}
+
+## NF4 on eight 80 GB cards
+
+{_ended(eight)}
+
+As many cards as hold it are used, and the others stay free. H100s decode {eight.decode_tok_s:.1f} tok/s where A100s decode {nf4.decode_tok_s:.1f}:
+both wait for Python, which launches the operations of 126 layers.
+
 ## Several cards, one token
 
-Layers run one card after another: for one sequence all cards but one wait at any moment, and more cards make decode
-no faster. What passes between cards is one row of 16,384 numbers a token, 32 KiB, so the link bounds nothing. For many
-users, an engine that shards every matrix makes all cards work at the same time; the plan's last note has its command.
+| | |
+|---|---|
+| balance by memory | equal cards are filled evenly, to the same share of their budgets |
+| balance by time | of unequal cards the fastest is filled first: a token takes the sum of their times |
+| pipeline bubble | with n cards each waits (n − 1) / n of the time, at one sequence and at many: a step passes each card once |
+| between cards | a row of 16,384 numbers, 32 KiB a token: {_handover_ms(nf4):.2f} ms of {1000 / nf4.decode_tok_s:.0f} on four A100s |
+| link to the CPU | bounds whatever `-ngl` leaves there |
 
-FP8 runs on Hopper and Ada cards, and its products need a kernel from the Hub, which loadmaster keeps off: those rows are
-for their bytes.
+For many users an engine that shards every matrix makes all cards work at the same time. The plan's last note has its
+command: `--tensor-parallel-size` is the most cards that share all heads evenly, `--gpu-memory-utilization` the smallest
+budget over the card's memory, `--max-model-len` the planned n_ctx. Where the weights do not fit all cards together the
+note says that instead.
+
+FP8 keeps its bits in memory and is written out in BF16 for every product, a part at a time: half the memory of BF16, and fewer
+tokens a second than NF4. vLLM multiplies in FP8 on Hopper and Ada cards.
 {END}"""
 
 
 def _row(cards: str, label: str, answer: Answer) -> str:
     name = _LABELS[label]
     if answer.plan is None:
-        reason = answer.refusal.removeprefix("error: ").splitlines()[0]
-        why = "no FP8 arithmetic" if "compute capability" in reason else "does not fit"
-        return f"| {cards} | {name} | {why} | | |"
+        return f"| {cards} | {name} | does not fit | | |"
     plan: Plan = answer.plan
     assert isinstance(plan.engine, TransformersSettings)
     gpus = [device for device in plan.devices if device.id != CPU]
     size = sum(device.of("model") for device in gpus) / GIB
     return f"| {cards} | {name} | {size:.0f} GiB | {len(gpus)} | {answer.decode_tok_s:.1f} tok/s |"
+
+
+def _ended(answer: Answer) -> str:
+    """A plan from its prediction on: the ledgers of eight cards are long."""
+    lines = answer.text.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("predicted"))
+    return "\n".join([*lines[:2], "…", *lines[start:]])
+
+
+def _handover_ms(answer: Answer) -> float:
+    machine = load_profile(answer.made.machine_name)
+    speed = speed_of(machine, shape_checkpoint(load_shape("llama-3.1-405b")), _settings(answer))
+    return 1000 * speed.handover_s(1)
+
+
+def _settings(answer: Answer) -> TransformersSettings:
+    assert isinstance(answer.made.engine, TransformersSettings)
+    return answer.made.engine
 
 
 def _room(answer: Answer) -> float:

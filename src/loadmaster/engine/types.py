@@ -199,6 +199,7 @@ class LoadedModel:
     pooling: Pooling | None = None
     n_embd: int = 0
     n_embed_max: int = 0
+    attention: str = ""  # which kernels it got, where the engine says so: `sdpa: flash`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,6 +384,9 @@ class Backend(Protocol):
 
     def memory(self) -> MemoryReport:
         """Measure now."""
+
+    def flush(self) -> None:
+        """Nothing runs, and nobody has asked for a while: give back what only steps take."""
 
     def close(self) -> None:
         """Free the model and everything of it."""

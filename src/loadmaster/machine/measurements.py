@@ -1,4 +1,4 @@
-"""How fast this machine really is: what `doctor --measure` timed with the engine's own kernels.
+"""How fast this machine really is: what `doctor --measure` timed with each engine's own kernels.
 
 Unknown is None or a missing row, never a guess. A row is kept with the conditions it was taken
 under; `loadmaster.plan.rates` turns rows into the rates of one model.
@@ -41,6 +41,16 @@ class AttentionTime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTime:
+    """One layer of a model with next to no weights, as transformers launches it from Python."""
+
+    kind: (
+        str  # of its matrices: `none`, `nf4`, `nf4-double`, `int8`; `part`: another prompt's share
+    )
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceTimes:
     """One device of the engine, with its own kernels."""
 
@@ -57,6 +67,7 @@ class DeviceTimes:
     memory_bytes_s: float | None = None  # reads and writes of a copy inside the device
     pinned_bytes_s: float | None = None  # from page-locked host memory
     pageable_bytes_s: float | None = None
+    layers: tuple[LayerTime, ...] = ()  # of the transformers engine
     not_measured: tuple[str, ...] = ()  # what this device could not be asked, in words
 
 
@@ -72,6 +83,7 @@ class Measurements:
     sample_s: float | None = None  # per vocabulary entry and sampled token
     # Medians over minima of the timings, on average: well above 1 when something else was running.
     spread: float = 1.0
+    engine: Literal["llamacpp", "transformers"] = "llamacpp"  # whose kernels they are
     devices: tuple[DeviceTimes, ...] = ()
 
     @property

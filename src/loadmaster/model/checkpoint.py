@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from loadmaster.model.safetensors import FLOATS
-from loadmaster.model.types import FileStamp, LayerSpec, ModelSpec
+from loadmaster.model.types import FileStamp, LayerSpec, ModelSpec, Pooling
 from loadmaster.units import Bytes
 
 # What a tensor is to the engine, hence what a quantization makes of it:
@@ -57,7 +57,10 @@ class Stored:
     label: str  # as people call it: `NF4`, `INT8`, `FP8`, `GPTQ 4-bit`
     double_quant: bool = False
     fp4: bool = False  # of bnb4: FP4 instead of NF4
-    block: tuple[int, int] | None = None  # of fp8: elements that share a scale
+    bits: int = 8  # of a weight
+    # Of matrices with scales of their own: elements that share one, where the shapes do not tell.
+    block: tuple[int, int] | None = None
+    runs: bool = True  # whether the engine has products for it; planned it is in any case
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +93,8 @@ class CheckpointSpec:
     layers: tuple[LayerSpec, ...]
     tensors: tuple[CheckpointTensor, ...]
     chat_template: str | None = None
+    pooling: Pooling | None = None  # how its vectors are made; None for a model that writes text
+    dense_after_pooling: bool = False  # its vectors go through a matrix of their own
     remote: bool = False  # headers only: nothing to load
     skipped: Mapping[str, Bytes] = field(default_factory=dict)  # in the files and not loaded
 
@@ -97,11 +102,6 @@ class CheckpointSpec:
     def path(self) -> Path:
         """The folder to hand to the engine."""
         return self.folder
-
-    @property
-    def pooling(self) -> None:
-        """It writes text: no vectors are made of it."""
-        return
 
     @property
     def quantization(self) -> str:

@@ -1,15 +1,15 @@
 """config.json of a checkpoint: what planning needs of it, checked; code it wants is refused."""
 
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from loadmaster.errors import DamagedFileError
-from loadmaster.model.checkpoint import Method, Stored
+from loadmaster.model.checkpoint import Stored
 from loadmaster.model.damage import damaged, quoted, refused
 from loadmaster.model.hf_families import FAMILIES, Family
+from loadmaster.model.hf_stored import stored_of
 from loadmaster.model.types import LayerKind, LayerSpec
 from loadmaster.units import MIB
 
@@ -103,7 +103,7 @@ def parse_config(raw: bytes, label: str) -> Dimensions:
         tied=_flag(config, "tie_word_embeddings", family.tied, label),
         rope_width=int(head_dim * _rope_factor(config, family)) // 2,
         softcap=bool(config.get("attn_logit_softcapping", family.softcap)),
-        stored=_stored(config, label),
+        stored=stored_of(config, label),
         dtype=_text(config, "dtype") or _text(config, "torch_dtype"),
     )
 
@@ -251,75 +251,3 @@ def _slides(
             first = first if isinstance(first, int) else 28
             return tuple(index >= first for index in range(n_layer))
     return (False,) * n_layer
-
-
-# ---- what the checkpoint is already quantized to
-
-
-def _stored(config: Mapping[str, Any], label: str) -> Stored | None:
-    found = config.get("quantization_config") or config.get("compression_config")
-    if found is None:
-        return None
-    if not isinstance(found, dict):
-        raise damaged("bad_config", label, "quantization_config", "not an object", "an object")
-    sparse = found.get("sparsity_config")
-    if isinstance(sparse, dict) and sparse.get("format", "dense") != "dense":
-        raise refused(
-            "pruned",
-            f"{label} is of a pruned checkpoint (`sparsity_config`)",
-            hint="take the model it was pruned from, quantized: `--quantize nf4`",
-        )
-    method = _METHODS.get(str(found.get("quant_method")), _unknown_method)
-    return method(found, label)
-
-
-def _bitsandbytes(found: Mapping[str, Any], label: str) -> Stored:
-    if found.get("load_in_8bit") or found.get("_load_in_8bit"):
-        return Stored(method="bnb8", label="INT8")
-    fp4 = found.get("bnb_4bit_quant_type", "fp4") != "nf4"
-    return Stored(
-        method="bnb4",
-        label="FP4" if fp4 else "NF4",
-        fp4=fp4,
-        double_quant=found.get("bnb_4bit_use_double_quant") is True,
-    )
-
-
-def _fp8(found: Mapping[str, Any], label: str) -> Stored:
-    block = found.get("weight_block_size")
-    if block is None:
-        return Stored(method="fp8", label="FP8")
-    if not isinstance(block, list) or len(block) != 2 or not all(
-        type(one) is int and 0 < one < 1 << 16 for one in block
-    ):  # fmt: skip
-        raise damaged("bad_config", label, "weight_block_size", quoted(str(block)), "two numbers")
-    return Stored(method="fp8", label="FP8", block=(block[0], block[1]))
-
-
-def _named(method: Method, name: str) -> "_Reader":
-    def stored(found: Mapping[str, Any], label: str) -> Stored:
-        bits = found.get("bits")
-        suffix = f" {bits}-bit" if isinstance(bits, int) else ""
-        return Stored(method=method, label=f"{name}{suffix}")
-
-    return stored
-
-
-def _unknown_method(found: Mapping[str, Any], label: str) -> Stored:
-    name = re.sub(r"[^\w.-]", "?", str(found.get("quant_method")))[:32]
-    raise refused(
-        "unknown_quantization",
-        f"{label}: checkpoints quantized with `{name}` are not planned",
-        hint="take the unquantized checkpoint and `--quantize nf4`, or a GGUF of it",
-    )
-
-
-_Reader = Callable[[Mapping[str, Any], str], Stored]
-_METHODS: Mapping[str, _Reader] = {
-    "bitsandbytes": _bitsandbytes,
-    "fp8": _fp8,
-    "gptq": _named("gptq", "GPTQ"),
-    "awq": _named("awq", "AWQ"),
-    "compressed-tensors": _named("compressed-tensors", "compressed-tensors"),
-    "fbgemm_fp8": _named("fbgemm-fp8", "FP8"),
-}

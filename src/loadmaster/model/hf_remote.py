@@ -16,6 +16,7 @@ from pathlib import Path
 from loadmaster.errors import DamagedFileError, NotFoundError
 from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.model.hf_config import CONFIG, MAX_CONFIG_BYTES
+from loadmaster.model.hf_pooling import MODULES, POOLING
 from loadmaster.model.hf_source import (
     INDEX,
     MAX_INDEX_BYTES,
@@ -40,7 +41,7 @@ _MAX_TEMPLATE_BYTES = 4 * MIB
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _BESIDE = frozenset({
     CONFIG, INDEX, TEMPLATE, TOKENIZER_CONFIG, "generation_config.json", "tokenizer.json",
-    "special_tokens_map.json",
+    "special_tokens_map.json", MODULES, POOLING,
 })  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from loadmaster.errors import DamagedFileError, NotFoundError
 from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.model.damage import damaged, quoted, refused
 from loadmaster.model.hf_config import CONFIG, MAX_CONFIG_BYTES, Dimensions, parse_config
-from loadmaster.model.hf_tensors import checkpoint_tensors
+from loadmaster.model.hf_pooling import TEXT, Vectors, read_pooling
+from loadmaster.model.hf_tensors import checkpoint_tensors, is_statistic
 from loadmaster.model.reference import is_safe_file_path
 from loadmaster.model.safetensors import ShardHeader, parse_header, pickled
 from loadmaster.model.stamp import file_stamp
@@ -73,6 +74,7 @@ def read_checkpoint(path: Path) -> CheckpointSpec:
             header_bytes=len(config) + sum(shard.header_bytes for shard in shards),
             name=folder_name(folder),
             chat_template=_template(folder, names),
+            vectors=read_pooling(folder),
         ),
     )
 
@@ -86,6 +88,7 @@ class Origin:
     files: tuple[FileStamp, ...] = ()
     header_bytes: int = 0
     chat_template: str | None = None
+    vectors: Vectors = TEXT
 
 
 def spec_of(dims: Dimensions, shards: Sequence[ShardHeader], origin: Origin) -> CheckpointSpec:
@@ -124,16 +127,18 @@ def spec_of(dims: Dimensions, shards: Sequence[ShardHeader], origin: Origin) -> 
         layers=dims.layers,
         tensors=tensors,
         chat_template=origin.chat_template,
+        pooling=origin.vectors.pooling,
+        dense_after_pooling=origin.vectors.dense,
         skipped=skipped,
     )
 
 
 def _dtype(shards: Iterable[ShardHeader]) -> str:
-    """What the most bytes of plain floats are stored as."""
+    """What the most bytes of plain floats are stored as, scales apart."""
     sums: dict[str, int] = {}
     for shard in shards:
         for tensor in shard.tensors:
-            if tensor.dtype in _DTYPES:
+            if tensor.dtype in _DTYPES and not is_statistic(tensor.name):
                 name = _DTYPES[tensor.dtype]
                 sums[name] = sums.get(name, 0) + tensor.size_bytes
     return max(sums, key=lambda name: sums[name], default="bf16")

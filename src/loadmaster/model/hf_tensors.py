@@ -14,16 +14,19 @@ EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.")
-# Tables that older checkpoints carry and that the engine makes anew.
-_REMADE = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.attn\.bias$")
+# Tables that older checkpoints carry and that the engine makes anew; what products of quantized
+# activations or caches would take, and shapes that are known.
+_NOT_LOADED = re.compile(
+    r"rotary_emb\.inv_freq$|\.masked_bias$|\.attn\.bias$"
+    r"|\.(input_scale|input_scale_ub|input_zero_point|input_global_scale|output_scale"
+    r"|output_zero_point|activation_scale|k_scale|v_scale|q_scale|weight_shape|weight_format)$"
+)
 # Endings of what belongs to a quantized matrix (bitsandbytes, fp8, gptq, awq, compressed-tensors).
 _STATISTICS = (
     ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map",
     ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4", ".SCB",
-    ".weight_format", ".weight_scale_inv",
-    ".weight_scale", ".input_scale", ".activation_scale", ".scales", ".qzeros", ".g_idx",
-    ".weight_shape", ".weight_zero_point", ".weight_g_idx", ".weight_global_scale",
-    ".input_global_scale", ".input_scale_ub",
+    ".weight_scale_inv", ".weight_scale", ".scales", ".qzeros", ".g_idx",
+    ".weight_zero_point", ".weight_g_idx", ".weight_global_scale",
 )  # fmt: skip
 _MATRICES = (".weight", ".qweight", ".weight_packed")
 
@@ -49,7 +52,7 @@ def checkpoint_tensors(
     tensors = []
     for name, (tensor, number) in found.items():
         full = name if name == OUTPUT else prefix + name
-        if _REMADE.search(full):
+        if _NOT_LOADED.search(full):
             skipped[full] = tensor.size_bytes
         else:
             tensors.append(_tensor(full, tensor, number, dims))
@@ -76,7 +79,7 @@ def role_of(name: str, n_dimensions: int, routers: Iterable[str] = ()) -> Role:
         return "embedding"
     if name == OUTPUT:
         return "output"
-    if name.endswith(_STATISTICS):
+    if is_statistic(name):
         return "statistic"
     if _EXPERT.search(name):
         return "expert"
@@ -85,6 +88,11 @@ def role_of(name: str, n_dimensions: int, routers: Iterable[str] = ()) -> Role:
     if not is_matrix or module.endswith(tuple(routers)):
         return "other"
     return "linear"
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor belongs to a quantized matrix."""
+    return name.endswith(_STATISTICS)
 
 
 # ---- does the config agree
@@ -105,6 +113,21 @@ def _check(tensors: Sequence[CheckpointTensor], dims: Dimensions, label: str) ->
     if max(seen, default=0) >= dims.n_layer:
         raise _contradiction("num_hidden_layers", dims.n_layer, f"{max(seen) + 1} layers", label)
     _check_layers(by_name, dims, label)
+    _check_quantized(tensors, dims, label)
+
+
+def _check_quantized(tensors: Sequence[CheckpointTensor], dims: Dimensions, label: str) -> None:
+    """Quantized matrices have scales, and others have none."""
+    scales = next((tensor.name for tensor in tensors if tensor.role == "statistic"), None)
+    if (dims.stored is None) == (scales is None):
+        return
+    said = "knows nothing of quantization" if dims.stored is None else f"says {dims.stored.label}"
+    held = f"have `{scales}`" if scales else "have no scales"
+    raise refused(
+        "config_mismatch",
+        f"{label} {said}, and the shards {held}",
+        hint="config.json is of another model: download the checkpoint again",
+    )
 
 
 def _check_layers(by_name: Mapping[str, CheckpointTensor], dims: Dimensions, label: str) -> None:
@@ -135,8 +158,8 @@ def _check_shape(
     tensor = by_name.get(name)
     if tensor is None or tensor.shape == shape:
         return
-    if tensor.dtype == "U8" and 2 * tensor.n_elements == shape[0] * shape[1]:
-        return  # four-bit values, two in a byte
+    if f"{name}.absmax" in by_name and 2 * tensor.size_bytes == shape[0] * shape[1]:
+        return  # four-bit values, two in a byte, in whatever type they were saved as
     raise _contradiction(name, f"{shape[0]}×{shape[1]}", _shown(tensor.shape), label)
 
 

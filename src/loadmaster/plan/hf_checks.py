@@ -5,13 +5,14 @@ from collections.abc import Iterator, Sequence
 from loadmaster.errors import UsageError
 from loadmaster.machine.types import Gpu, Machine
 from loadmaster.model.checkpoint import CheckpointSpec
-from loadmaster.plan.hf_memory import CACHE_TYPES
+from loadmaster.plan.hf_attention import has_flash
+from loadmaster.plan.hf_caches import CACHE_TYPES
+from loadmaster.plan.hf_weights import BLOCK
 from loadmaster.plan.types import Knobs, Workload
 
 # GPUs that torch and bitsandbytes drive.
 BACKENDS = ("cuda", "rocm")
 FP8_FROM = (8, 9)  # compute capability: Ada, Hopper
-FLASH_FROM = (8, 0)
 
 
 def check_request(
@@ -29,8 +30,10 @@ def check_request(
     _check_devices(machine, gpus)
     _check_knobs(knobs)
     _check_quantize(model, knobs, gpus)
+    _check_blocks(model, knobs, gpus)
     _check_cache(knobs)
-    _check_attention(knobs, gpus)
+    _check_attention(model, knobs, gpus)
+    _check_pooling(model, knobs)
     if workload.n_ctx is not None and workload.n_ctx > model.n_ctx_train > 0:
         raise UsageError(
             f"n_ctx {workload.n_ctx} is beyond the {model.n_ctx_train} tokens that `{model.name}` "
@@ -84,54 +87,58 @@ def _llamacpp_only(knobs: Knobs) -> Iterator[tuple[str, bool]]:
 
 
 def _check_quantize(model: CheckpointSpec, knobs: Knobs, gpus: Sequence[Gpu]) -> None:
-    if model.stored is not None:
-        _check_stored(model, knobs, gpus)
+    stored = model.stored
+    if stored is None:
         return
-    if knobs.quantize != "fp8":
-        return
-    if not gpus or knobs.n_gpu_layers is not None:
-        raise UsageError(
-            "`--quantize fp8` needs all layers on GPUs with FP8 arithmetic",
-            hint="`--quantize int8` and `--quantize nf4` run on the CPU too",
-        )
-    _require_fp8(gpus, "`--quantize fp8`", "`--quantize int8` has as many bits, on any CUDA GPU")
-
-
-def _check_stored(model: CheckpointSpec, knobs: Knobs, gpus: Sequence[Gpu]) -> None:
-    assert model.stored is not None
-    label = model.stored.label
     if knobs.quantize not in (None, "none"):
         raise UsageError(
-            f"`{model.name}` is {label} already, and is not quantized again",
+            f"`{model.name}` is {stored.label} already, and is not quantized again",
             hint="leave `--quantize` out, or take the checkpoint it was made from",
         )
-    if model.stored.method in ("fp8", "fbgemm-fp8"):
-        hint = "take the unquantized checkpoint and `--quantize nf4` or `int8`"
-        if not gpus:
-            raise UsageError(
-                f"`{model.name}` is FP8, which the CPU does not compute with: transformers would "
-                "make BF16 of it, twice the size",
-                hint=hint,
-            )
-        _require_fp8(gpus, f"`{model.name}` is FP8 and", hint)
-    elif model.stored.method in ("gptq", "awq", "compressed-tensors") and not gpus:
+    if not stored.runs and not gpus:
         raise UsageError(
-            f"`{model.name}` is {label}, whose kernels are for CUDA GPUs",
+            f"`{model.name}` is {stored.label}, whose kernels are for CUDA GPUs",
             hint="take the unquantized checkpoint and `--quantize nf4`, or a GGUF of it",
+        )
+    shared = knobs.n_gpu_layers is not None and 0 < knobs.n_gpu_layers < model.n_layer
+    if shared and gpus and stored.method in ("bnb4", "bnb8"):
+        raise UsageError(
+            f"`{model.name}` is {stored.label}, and bitsandbytes sends no quantized layers of the "
+            "CPU to a GPU",
+            hint="leave `-ngl` out, or take a GGUF of it",
         )
 
 
-def _require_fp8(gpus: Sequence[Gpu], what: str, hint: str) -> None:
-    able = fp8_gpus(gpus)
-    for gpu in gpus:
-        if gpu not in able:
-            found = gpu.compute_capability
-            level = f"{found[0]}.{found[1]}" if found else "unknown"
-            raise UsageError(
-                f"{what} needs compute capability 8.9, {gpu.name} has {level}: transformers would "
-                "make BF16 of it, twice the size",
-                hint=hint,
-            )
+def _check_blocks(model: CheckpointSpec, knobs: Knobs, gpus: Sequence[Gpu]) -> None:
+    odd = undivided_rows(model, knobs, gpus)
+    if odd is not None:
+        raise UsageError(
+            f"`{model.name}` has rows of {odd} weights, which blocks of {BLOCK} do not divide: on "
+            "the CPU bitsandbytes restores them wrongly",
+            hint="`--quantize int8` of the unquantized checkpoint has no blocks; on a CUDA GPU "
+            "4 bits are right too",
+        )
+
+
+def undivided_rows(model: CheckpointSpec, knobs: Knobs, gpus: Sequence[Gpu]) -> int | None:
+    """The width of rows that 4 bits on the CPU would spoil; None: there are none.
+
+    With AVX-512 bitsandbytes 0.50.2 restores rows of, say, 80 weights with the scales of other
+    blocks, and says nothing; with AVX-512 BF16 its own packing of them cannot work either.
+    """
+    if gpus and knobs.n_gpu_layers != 0:
+        return None
+    return next((width for width in _four_bit_rows(model, knobs) if width % BLOCK), None)
+
+
+def _four_bit_rows(model: CheckpointSpec, knobs: Knobs) -> Iterator[int]:
+    """The widths of matrices in NF4 or FP4; of those that are stored so, by the config."""
+    if model.stored is not None:
+        yield from (model.n_embd, model.n_ff) if model.stored.method == "bnb4" else ()
+    elif knobs.quantize in ("nf4", "fp4"):
+        for tensor in model.tensors:
+            if tensor.role == "linear" and tensor.name.endswith(".weight"):
+                yield tensor.shape[-1]
 
 
 def _check_cache(knobs: Knobs) -> None:
@@ -143,13 +150,30 @@ def _check_cache(knobs: Knobs) -> None:
             )
 
 
-def _check_attention(knobs: Knobs, gpus: Sequence[Gpu]) -> None:
+def _check_attention(model: CheckpointSpec, knobs: Knobs, gpus: Sequence[Gpu]) -> None:
     if knobs.flash_attn is not True:
         return
-    older = [gpu for gpu in gpus if gpu.compute_capability and gpu.compute_capability < FLASH_FROM]
+    older = [gpu for gpu in gpus if not has_flash(gpu)]
     if older or not gpus:
         where = older[0].name if older else "a CPU"
         raise UsageError(
             f"`-fa on`: flash attention needs compute capability 8.0, and this is {where}",
             hint="leave `-fa` out: torch's own attention (SDPA) takes what the hardware has",
+        )
+    if model.softcap:
+        raise UsageError(
+            f"`-fa on`: `{model.name}` caps its scores, which no flash kernel does",
+            hint="leave `-fa` out: attention is spelled out then",
+        )
+
+
+def _check_pooling(model: CheckpointSpec, knobs: Knobs) -> None:
+    if knobs.pooling == "rank":
+        raise UsageError(
+            "the transformers engine ranks no documents", hint="take a GGUF of a reranker"
+        )
+    if knobs.pooling is not None and model.dense_after_pooling:
+        raise UsageError(
+            f"`{model.name}` puts its vectors through a dense layer, which is not loaded",
+            hint="take a GGUF of the model, or another one for embeddings",
         )

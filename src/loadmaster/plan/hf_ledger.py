@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from loadmaster.machine.types import Gpu
 from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.plan import hf_memory
-from loadmaster.plan.hf_weights import BLOCK, LoadedTensor, device_of, loaded_tensors
+from loadmaster.plan.hf_caches import cache_allocations
+from loadmaster.plan.hf_loading import device_loading, host_loading
+from loadmaster.plan.hf_weights import (
+    BLOCK,
+    LoadedTensor,
+    device_of,
+    loaded_tensors,
+    written_out_in_parts,
+)
 from loadmaster.plan.types import (
     CPU,
     Budget,
@@ -22,9 +30,9 @@ from loadmaster.units import MIB, Bytes
 # cuBLAS keeps a workspace for each handle and stream: 32 MiB on Hopper, 8 elsewhere
 # (`_cublas` of torch's CUDABlas, CUBLAS_WORKSPACE_CONFIG), and cuBLASLt one of its own.
 WORKSPACE_BYTES = 40 * MIB
-# The worker: Python, torch, transformers and bitsandbytes, their private memory on a CPU build once
-# a model has computed (274 MiB after importing, 340 after the first steps).
-WORKER_BYTES = 340 * MIB
+# The worker: Python, torch, transformers and bitsandbytes, their private memory on a CPU build (299
+# MiB after importing), and what the first steps leave (up to 11 more than their activations).
+WORKER_BYTES = 316 * MIB
 # CUDA's own memory on the host once a context is open.
 CUDA_HOST_BYTES = 320 * MIB
 # A token in the fast tokenizer: text, merges and their hash tables.
@@ -80,7 +88,7 @@ def caches_by_device(
     found: dict[str, list[int]] = {}
     for index in range(model.n_layer):
         device = compute_device(f"model.layers.{index}", settings)
-        sizes = hf_memory.cache_allocations(model, [index], settings)
+        sizes = cache_allocations(model, [index], settings)
         found.setdefault(device, []).extend(sizes)
     return found
 
@@ -103,8 +111,9 @@ def _gpu_items(
     weights = [size for tensor in tensors for size in tensor.allocations]
     held = sum(weights) + sum(caches)
     compute = hf_memory.activation_bytes(model, tensors, settings)
-    reserved = hf_memory.reserved_bytes([*weights, *caches], _warmed(tensors))
-    loading = max(0, hf_memory.loading_bytes(model, tensors) - compute - sum(caches))
+    in_parts = written_out_in_parts(model, settings)
+    reserved = hf_memory.reserved_bytes([*weights, *caches], _warmed(tensors, in_parts))
+    loading = max(0, device_loading(model, tensors) - compute - sum(caches))
     rows: list[tuple[Kind, int, Source, str]] = [
         ("model", sum(weights), _weights_source(model), _weights_why(tensors)),
         ("kv", sum(caches), "header", _cache_why(settings)),
@@ -118,9 +127,10 @@ def _gpu_items(
     return _items(gpu.id, rows)
 
 
-def _warmed(tensors: Iterable[LoadedTensor]) -> int:
-    """What the engine expects the weights to take (`get_total_byte_count`): no scales."""
-    return sum(tensor.allocations[0] for tensor in tensors)
+def _warmed(tensors: Iterable[LoadedTensor], in_parts: bool) -> int:
+    """What the engine expects the weights to take (`get_total_byte_count`): without the scales that
+    bitsandbytes makes with the data; ours are parameters."""
+    return sum(sum(t.allocations) if in_parts else t.allocations[0] for t in tensors)
 
 
 def _host(
@@ -135,7 +145,7 @@ def _host(
     on_gpu = n_gpus > 0  # weights of the CPU are sent there, and nothing is computed here
     compute = 0 if on_gpu else hf_memory.activation_bytes(model, tensors, settings)
     repacked, unpacking = _repacking(books, tensors)
-    loading = max(0, _host_loading(model, settings, tensors, n_gpus) - compute - sum(caches))
+    loading = max(0, host_loading(model, settings, tensors, n_gpus) - compute - sum(caches))
     template = 11 * MIB if model.chat_template else 0
     rows: list[tuple[Kind, int, Source, str]] = [
         ("model", weights, _weights_source(model), _weights_why(tensors)),
@@ -154,21 +164,6 @@ def _host(
     return _plan(books, CPU, "host RAM", _items(CPU, rows))
 
 
-def _host_loading(
-    model: CheckpointSpec,
-    settings: TransformersSettings,
-    tensors: Sequence[LoadedTensor],
-    n_gpus: int,
-) -> int:
-    """A tensor is read into RAM, whatever device it is for, and cast there where it is stored in
-    another type. For a GPU, int8 is made of a copy in RAM (`Bnb8bitQuantize`)."""
-    largest = max((tensor.size_bytes for tensor in model.tensors), default=0)
-    cast = largest if model.dtype != settings.compute_type else 0
-    widest = max((t.n_elements for t in model.tensors if t.role == "linear"), default=0)
-    copied = 4 * widest if n_gpus and settings.quantize == "int8" else 0
-    return largest + max(cast, copied) + hf_memory.loading_bytes(model, tensors, on_cpu=True)
-
-
 def _repacking(books: HfBooks, tensors: Iterable[LoadedTensor]) -> tuple[int, int]:
     """What scales grow by when the CPU's kernels repack four-bit matrices to BF16 scales, and what
     repacking the largest of them holds (`_convert_weight_packed_for_cpu`)."""
@@ -185,8 +180,7 @@ def _repacking(books: HfBooks, tensors: Iterable[LoadedTensor]) -> tuple[int, in
 
 def _weights_source(model: CheckpointSpec) -> Source:
     """Formulas of formats that other libraries unpack are bounds."""
-    exact = model.stored is None or model.stored.method in ("bnb4", "bnb8", "fp8")
-    return "header" if exact else "bound"
+    return "header" if model.stored is None or model.stored.runs else "bound"
 
 
 def _weights_why(tensors: Sequence[LoadedTensor]) -> str:

@@ -1,20 +1,28 @@
-"""What the transformers engine holds beside the weights: caches, activations, loading, allocator.
+"""What the transformers engine holds beside weights and caches: activations, and the allocator.
 
-Pure. Caches are exact: one tensor for K and one for V of each layer, made whole when the model is
-opened. Activations are a bound: what the operators of the widest layer hold at once.
+Pure. Activations are a bound: what the operators of the widest layer hold at once.
 """
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 
 from loadmaster.model.checkpoint import CheckpointSpec
-from loadmaster.model.types import LayerKind, LayerSpec
-from loadmaster.plan.hf_weights import BLOCK, COMPUTE_BYTES, LoadedTensor
+from loadmaster.plan.hf_caches import writing_bytes
+from loadmaster.plan.hf_weights import (
+    BLOCK,
+    COMPUTE_BYTES,
+    LoadedTensor,
+    part_elements,
+    written_out_in_parts,
+)
 from loadmaster.plan.types import TransformersSettings
 from loadmaster.units import MIB, Bytes, align
 
-CACHE_TYPES = ("bf16", "f16", "f32")
 _F32 = 4
+# Of LLM.int8, for each number that goes into a product or comes out of it: 12 bytes as a sum of 32
+# bits and twice in F32 while both scales are put to it (`int8_mm_dequant` of bitsandbytes); torch's
+# product of whole numbers takes the rest of 20 (measured: a random Llama, 500 tokens).
+INT8_BYTES = 20
 
 # torch's CUDA caching allocator (c10/cuda/CUDACachingAllocator.h): sizes are rounded to 512 bytes;
 # up to 1 MiB they are cut from segments of 2 MiB, up to 10 MiB from segments of 20 MiB, and above
@@ -27,37 +35,6 @@ MIDDLE_SEGMENT_BYTES = 20 * MIB
 LARGE_STEP_BYTES = 2 * MIB
 
 
-# ---- caches
-
-
-def cells_of(layer: LayerSpec, window: int, settings: TransformersSettings) -> int:
-    """Cells that one sequence has in a layer; one that slides keeps its window only."""
-    n_ctx = settings.n_ctx // settings.n_seq_max
-    slides = layer.kind is LayerKind.SWA and window
-    return min(n_ctx, window) if slides else n_ctx
-
-
-def layer_cache(layer: LayerSpec, window: int, settings: TransformersSettings) -> tuple[int, int]:
-    """Bytes of one layer's K and of its V, for all sequences."""
-    cells = settings.n_seq_max * cells_of(layer, window, settings)
-    return (
-        cells * layer.k_width * COMPUTE_BYTES[settings.type_k],
-        cells * layer.v_width * COMPUTE_BYTES[settings.type_v],
-    )
-
-
-def cache_allocations(
-    model: CheckpointSpec, layers: Iterable[int], settings: TransformersSettings
-) -> list[int]:
-    """The cache tensors of these layers."""
-    return [
-        size
-        for index in layers
-        for size in layer_cache(model.layers[index], model.n_swa, settings)
-        if size
-    ]
-
-
 # ---- activations
 
 
@@ -67,7 +44,8 @@ def activation_bytes(
     """A bound for one forward pass on a device that has these tensors.
 
     The residual stream and its norm in F32, then the larger of attention and feed-forward, the
-    widest matrix while it is dequantized, and the logits of every sequence where the output is.
+    widest matrix while it is dequantized, and the logits of every sequence where the output is, or
+    what is pooled.
     """
     c = COMPUTE_BYTES[settings.compute_type]
     tokens = max(settings.n_seq_max, min(settings.n_ubatch, settings.n_ctx))
@@ -75,27 +53,32 @@ def activation_bytes(
     inside = 0
     if any(tensor.layer is not None for tensor in tensors):
         inside = max(_attention(model, tokens, settings), _feed_forward(model, tokens, settings))
-    logits = 0
-    if any(tensor.role == "output" for tensor in tensors) or (
+    beside = _beside_a_matrix(model, tensors, settings, tokens)
+    outputs = 0
+    if settings.pooling is not None:
+        outputs = tokens * model.n_embd * (c + _F32)
+    elif any(tensor.role == "output" for tensor in tensors) or (
         model.tied_output and any(tensor.role == "embedding" for tensor in tensors)
     ):
-        logits = settings.n_seq_max * model.n_vocab * (c + 2 * _F32)
-    return Bytes(stream + max(inside + _dequantized(tensors, c), logits))
+        outputs = settings.n_seq_max * model.n_vocab * (c + 2 * _F32)
+    return Bytes(stream + max(inside + beside, outputs))
 
 
 def _attention(model: CheckpointSpec, tokens: int, settings: TransformersSettings) -> int:
     """Q, K, V before and after positions; the mask; K and V in the type that is computed in, where
     the cache has another; scores, where products are spelled out."""
-    c, n_ctx = COMPUTE_BYTES[settings.compute_type], settings.n_ctx // settings.n_seq_max
+    c, pools = COMPUTE_BYTES[settings.compute_type], settings.pooling is not None
+    n_ctx = settings.n_ubatch if pools else settings.n_ctx // settings.n_seq_max
     layer = max(model.layers, key=lambda one: one.n_head * one.k_width)
     head_dim = layer.k_width // max(1, layer.n_head_kv)
     q_width = layer.n_head * head_dim
     rows = tokens * (4 * q_width + 3 * (layer.k_width + layer.v_width)) * c
     cast = 0
-    if {settings.type_k, settings.type_v} != {settings.compute_type}:
+    if {settings.type_k, settings.type_v} != {settings.compute_type} and not pools:
         cast = settings.n_ctx * (layer.k_width + layer.v_width) * c
     if model.n_swa:  # the window before a chunk, and the chunk, in one piece
         cast += (min(n_ctx, model.n_swa) + tokens) * (layer.k_width + layer.v_width) * c
+    cast += writing_bytes(layer, tokens, settings)
     mask = tokens * n_ctx * (1 + c)
     spelled = settings.attention == "eager" or model.softcap
     scores = layer.n_head * tokens * n_ctx * (2 * c + 2 * _F32) if spelled else 0
@@ -113,40 +96,35 @@ def _feed_forward(model: CheckpointSpec, tokens: int, settings: TransformersSett
     return max(dense, routed + tokens * model.n_expert * (c + _F32))
 
 
-def _dequantized(tensors: Iterable[LoadedTensor], c: int) -> int:
-    """The widest quantized matrix, written out for many tokens, and its scales."""
-    widest = max((t.n_elements for t in tensors if t.is_quantized), default=0)
-    return widest * c + -(-widest // BLOCK) * _F32
+def _beside_a_matrix(
+    model: CheckpointSpec,
+    tensors: Iterable[LoadedTensor],
+    settings: TransformersSettings,
+    tokens: int,
+) -> int:
+    """What a product with a quantized matrix makes beside its result, for the widest of them.
+
+    Four-bit ones are written out whole, with their scales; those that are ours a part at a time, as
+    values, as what they are computed in, and once more while scales are put to them; of LLM.int8
+    it is the activations that are made into whole numbers, and the sums out of them."""
+    quantized = [tensor for tensor in tensors if tensor.is_quantized]
+    widest = max(quantized, key=lambda tensor: tensor.n_elements, default=None)
+    if widest is None:
+        return 0
+    c, n = COMPUTE_BYTES[settings.compute_type], widest.n_elements
+    if written_out_in_parts(model, settings):
+        return min(max(part_elements(settings), _sides(widest)[1]), n) * (2 * _F32 + c)
+    if widest.kind != "int8":
+        return n * c + -(-n // BLOCK) * _F32
+    sides = [_sides(tensor) for tensor in quantized]
+    most = max(columns + INT8_BYTES * max(rows, columns) for rows, columns in sides)
+    return tokens * most
 
 
-# ---- loading
-
-# Bytes for each element of the matrix that is being quantized, on its device: the matrix as it
-# came, and what is made on the way (`quantize_4bit`, `Int8Params._quantize`, `Fp8Quantize`).
-_TRANSIENT = {"nf4": 3, "fp4": 3, "int8": 5, "fp8": 15}
-# The same on the CPU, where torch's own operations do it, in F32 (backends/default/ops.py). Of int8
-# 13 are in use at once; the heap keeps more of what was freed (37 measured, a random Llama).
-_TRANSIENT_ON_CPU = {"nf4": 16, "fp4": 24, "int8": 40, "fp8": 15}
-
-
-def loading_bytes(
-    model: CheckpointSpec, tensors: Sequence[LoadedTensor], *, on_cpu: bool = False
-) -> Bytes:
-    """What loading holds on a device beyond what it leaves there."""
-    each = _TRANSIENT_ON_CPU if on_cpu else _TRANSIENT
-    quantizing = max((t.n_elements * each.get(t.kind, 0) for t in tensors), default=0)
-    return Bytes(max(quantizing, _stacking(model, tensors)))
-
-
-def _stacking(model: CheckpointSpec, tensors: Sequence[LoadedTensor]) -> int:
-    """Experts come one by one and are stacked: the largest stack is there twice."""
-    sums: dict[tuple[int | None, str], int] = {}
-    for tensor in tensors:
-        if tensor.role == "expert":
-            key = (tensor.layer, tensor.module.rpartition(".")[2])
-            sums[key] = sums.get(key, 0) + tensor.size_bytes
-    # Gate and up are one stack in the end.
-    return 2 * 2 * max(sums.values(), default=0)
+def _sides(tensor: LoadedTensor) -> tuple[int, int]:
+    """Rows and columns of a matrix, also of one that is packed along its rows."""
+    rows = tensor.source.shape[0] if tensor.source else 1
+    return rows, tensor.n_elements // max(1, rows)
 
 
 # ---- the allocator

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 from loadmaster.machine.types import Machine
 from loadmaster.model.checkpoint import CheckpointSpec
+from loadmaster.plan.hf_attention import attention_text
 from loadmaster.plan.hf_placement import Placed
-from loadmaster.plan.hf_speed import launch_of
-from loadmaster.plan.hf_weights import loaded_tensors
+from loadmaster.plan.hf_rates import launch_of, timed
+from loadmaster.plan.hf_several import notes_of_several
+from loadmaster.plan.hf_weights import loaded_tensors, written_out_in_parts
 from loadmaster.plan.types import CPU, TransformersSettings, Workload
 from loadmaster.units import format_size
 
@@ -16,11 +18,17 @@ def notes_of(
 ) -> Iterator[str]:
     """What a person would ask about the plan."""
     settings = placed.settings
-    yield from _of_placement(placed)
+    yield from notes_of_several(machine, model, settings, placed.devices, workload)
+    yield from _of_host(placed)
     yield from _of_weights(model, settings)
+    used = {device.id for device in placed.devices}
+    gpus = [gpu for gpu in machine.gpus if gpu.id in used]
+    yield attention_text(gpus, model, settings)
     n_ctx = settings.n_ctx // settings.n_seq_max
     if workload.n_ctx is None and model.n_ctx_train > n_ctx:
         yield f"n_ctx {n_ctx} of the model's {model.n_ctx_train}: `-c N` asks for another"
+    if any(timed(machine, device.id) for device in placed.devices):
+        return
     if any(device.id != CPU for device in placed.devices):
         launch = 1000 * launch_of(machine, model, settings)
         yield (
@@ -28,26 +36,25 @@ def notes_of(
             "little there is to read (published latencies, not measured here)"
         )
     elif settings.quantize != "none" or model.stored is not None:
-        yield "nothing is published of quantized decode on a CPU: its speed is not predicted"
+        yield (
+            "nothing is published of quantized decode on a CPU: its speed is not predicted before "
+            "`loadmaster doctor --measure`"
+        )
 
 
-def _of_placement(placed: Placed) -> Iterator[str]:
+def _of_host(placed: Placed) -> Iterator[str]:
     settings = placed.settings
     gpus = list(dict.fromkeys(device for _, device in settings.device_map if device != CPU))
     on_host = sum(
         name.startswith("model.layers.") and device == CPU for name, device in settings.device_map
     )
-    if len(gpus) > 1:
-        yield (
-            f"layers are split over {len(gpus)} GPUs and run one after another: for one sequence "
-            f"{len(gpus) - 1} of {len(gpus)} wait at any moment"
-        )
     if gpus and on_host:
         host = placed.devices[-1]
         kept = format_size(host.of("model") + host.mapped_bytes)
+        plain = "" if settings.quantize == "fp8" else "unquantized, "
         yield (
-            f"{on_host} layers stay on the CPU, unquantized ({kept}): every token sends them over "
-            "the link again"
+            f"{on_host} layers stay on the CPU ({plain}{kept}): every token sends them over the "
+            "link again"
         )
 
 
@@ -62,10 +69,16 @@ def _of_weights(model: CheckpointSpec, settings: TransformersSettings) -> Iterat
             )
         plain = sum(t.size_bytes for t in tensors if t.role in ("embedding", "output"))
         yield f"embedding and output stay in {settings.compute_type}: {format_size(plain)}"
-    if settings.quantize == "fp8" or (model.stored and model.stored.method == "fp8"):
+    if model.stored is not None and not model.stored.runs:
         yield (
-            "FP8 products need a kernel that transformers downloads from the Hub, which loadmaster "
-            "keeps off: this plan is for its bytes, and for engines with FP8 of their own"
+            f"{model.stored.label} needs kernels that the engine does not have: this plan is for "
+            "its bytes, and for engines that do"
+        )
+    elif written_out_in_parts(model, settings):
+        yield (
+            f"matrices keep their bits and are written out in {settings.compute_type.upper()} for "
+            "every product, a part at a time: a step of one token is slower than without "
+            "quantization; activations are not quantized"
         )
     if model.skipped:
         size = format_size(sum(model.skipped.values()))

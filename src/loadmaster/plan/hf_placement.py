@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from loadmaster.machine.types import Gpu
 from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.plan import hf_memory
+from loadmaster.plan.hf_caches import cache_allocations
 from loadmaster.plan.hf_ledger import HfBooks, device_plans, tensors_by_device
+from loadmaster.plan.hf_loading import device_loading
 from loadmaster.plan.types import CPU, DevicePlan, Knobs, TransformersSettings
 
 _STEPS = 40  # halvings of the search for the smallest even filling
 _ROUNDS = 6  # corrections, when rounding takes more than was set aside
-_SPEED_TOLERANCE = 1.05  # GPUs within it count as equally fast
+SPEED_TOLERANCE = 1.05  # GPUs within it count as equally fast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +130,7 @@ def _over(
 ) -> Placed | None:
     """Layers over exactly these GPUs, corrected by the ledger where its rounding takes more. None
     when they do not hold them; of the `last` that can be tried, the fairest split all the same."""
-    even = _speed(gpus[0]) <= _speed(gpus[-1]) * _SPEED_TOLERANCE
+    even = _speed(gpus[0]) <= _speed(gpus[-1]) * SPEED_TOLERANCE
     if even:
         gpus = sorted(gpus, key=lambda gpu: int(gpu.id.removeprefix("gpu:")))
     extra: dict[str, int] = {}
@@ -168,9 +170,7 @@ def _sizes(books: HfBooks, base: TransformersSettings, gpu_id: str) -> _Sizes:
     model = books.model
     whole = replace(base, device_map=(("", gpu_id),))
     tensors = tensors_by_device(model, whole)[gpu_id]
-    layers = [
-        sum(hf_memory.cache_allocations(model, [index], whole)) for index in range(model.n_layer)
-    ]
+    layers = [sum(cache_allocations(model, [index], whole)) for index in range(model.n_layer)]
     head = tail = 0
     for tensor in tensors:
         if tensor.layer is not None:
@@ -180,7 +180,7 @@ def _sizes(books: HfBooks, base: TransformersSettings, gpu_id: str) -> _Sizes:
         else:
             tail += tensor.size_bytes
     transient = max(
-        hf_memory.activation_bytes(model, tensors, whole), hf_memory.loading_bytes(model, tensors)
+        hf_memory.activation_bytes(model, tensors, whole), device_loading(model, tensors)
     )
     overheads = books.overheads.device_bytes
     fixed = {gpu.id: overheads.get(gpu.id, 0) + transient for gpu in books.gpus}

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from loadmaster.machine.types import Gpu, Machine
 from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.plan.choices import DEFAULT_N_CTX, DEFAULT_N_UBATCH, MIN_N_CTX
-from loadmaster.plan.hf_checks import check_request, fp8_gpus
+from loadmaster.plan.hf_caches import SMALLER_CACHE
+from loadmaster.plan.hf_checks import check_request, undivided_rows
 from loadmaster.plan.hf_ledger import HfBooks
 from loadmaster.plan.hf_notes import notes_of
 from loadmaster.plan.hf_placement import Placed, place, usable_gpus
+from loadmaster.plan.hf_several import stage_shares
 from loadmaster.plan.hf_speed import predict
 from loadmaster.plan.hf_weights import ComputeType
 from loadmaster.plan.types import (
@@ -63,19 +65,35 @@ def plan_checkpoint(
     Raises:
         UsageError: the request contradicts the model, the machine or the engine.
     """
+    problem = checkpoint_problem(machine, model, workload, budget, knobs, overheads)
+    placed = placed_best(problem)
+    nearby = tuple(_alternatives(problem, placed)) if alternatives else ()
+    if placed.fits:
+        return plan_of(problem, placed, stamp, nearby)
+    return refusal_of(problem, placed, nearby)
+
+
+def checkpoint_problem(
+    machine: Machine,
+    model: CheckpointSpec,
+    workload: Workload,
+    budget: Budget,
+    knobs: Knobs,
+    overheads: Overheads,
+) -> HfProblem:
+    """Gather a problem.
+
+    Raises:
+        UsageError: the request contradicts the model, the machine or the engine.
+    """
     books = HfBooks(
         model=model, gpus=machine.gpus, budget=budget, overheads=overheads, cpu_isa=machine.cpu.isa
     )
-    problem = HfProblem(machine=machine, books=books, workload=workload, knobs=knobs)
     check_request(machine, model, workload, knobs, usable_gpus(books))
-    placed = _best(problem)
-    nearby = tuple(_alternatives(problem, placed)) if alternatives else ()
-    if placed.fits:
-        return _plan(problem, placed, nearby, stamp)
-    return _refusal(problem, placed, nearby)
+    return HfProblem(machine=machine, books=books, workload=workload, knobs=knobs)
 
 
-def _best(problem: HfProblem) -> Placed:
+def placed_best(problem: HfProblem) -> Placed:
     """The longest automatic n_ctx that fits; what the user asked for is tried as it is."""
     placed = None
     for n_ctx in _lengths(problem):
@@ -117,6 +135,7 @@ def settings_of(problem: HfProblem, n_ctx: int) -> TransformersSettings:
         type_k=knobs.type_k or compute,
         type_v=knobs.type_v or compute,
         n_threads=knobs.n_threads or machine.cpu.physical_cores or machine.cpu.logical_cores,
+        pooling=knobs.pooling,
     )  # fmt: skip
 
 
@@ -135,9 +154,10 @@ def compute_type(model: CheckpointSpec, gpus: tuple[Gpu, ...]) -> ComputeType:
     return "f16" if older or model.dtype == "f16" else "bf16"
 
 
-def _plan(
-    problem: HfProblem, placed: Placed, alternatives: tuple[Alternative, ...], stamp: str
+def plan_of(
+    problem: HfProblem, placed: Placed, stamp: str, alternatives: tuple[Alternative, ...] = ()
 ) -> Plan:
+    """The plan of a placement that fits."""
     model, settings, workload = problem.model, placed.settings, problem.workload
     if workload.n_cells is None:
         workload = replace(workload, n_ctx=settings.n_ctx // settings.n_seq_max)
@@ -153,7 +173,10 @@ def _plan(
         workload=workload,
         engine=settings,
         devices=placed.devices,
-        predicted=predict(problem.machine, model, settings, workload),
+        predicted=replace(
+            predict(problem.machine, model, settings, workload),
+            stages=stage_shares(problem.machine, model, settings, workload),
+        ),
         notes=tuple(notes_of(problem.machine, model, placed, problem.workload)),
         alternatives=alternatives,
     )
@@ -166,7 +189,10 @@ def label_of(model: CheckpointSpec, settings: TransformersSettings) -> str:
     return (settings.compute_type if settings.quantize == "none" else settings.quantize).upper()
 
 
-def _refusal(problem: HfProblem, placed: Placed, nearest: tuple[Alternative, ...]) -> DoesNotFit:
+def refusal_of(
+    problem: HfProblem, placed: Placed, nearest: tuple[Alternative, ...] = ()
+) -> DoesNotFit:
+    """The refusal of a placement that does not fit."""
     return DoesNotFit(
         model_name=problem.model.name,
         workload=problem.workload,
@@ -197,7 +223,7 @@ def _alternatives(problem: HfProblem, placed: Placed) -> Iterator[Alternative]:
     """The first variations that fit, each placed like a plan of its own."""
     count = 0
     for variation in _variations(problem, placed):
-        found = _best(variation.problem)
+        found = placed_best(variation.problem)
         if not found.fits:
             continue
         speed = predict(problem.machine, problem.model, found.settings, variation.problem.workload)
@@ -230,6 +256,12 @@ def _variations(problem: HfProblem, placed: Placed) -> Iterator[_Variation]:
         yield _Variation(
             flags=("--quantize", quantize), what=what, problem=replace(problem, knobs=knobs)
         )
+    if not (problem.knobs.type_k or problem.knobs.type_v or settings.pooling):
+        knobs = replace(problem.knobs, type_k=SMALLER_CACHE, type_v=SMALLER_CACHE)
+        yield _Variation(
+            flags=("--kv", SMALLER_CACHE), what="keys and values in 8 bits",
+            problem=replace(problem, knobs=knobs),
+        )  # fmt: skip
     n_ctx = settings.n_ctx // settings.n_seq_max
     smaller = n_ctx // 2
     while smaller >= 256:
@@ -252,28 +284,26 @@ def _fewer_bits(
     """Quantizations below this one, the finest first."""
     if problem.model.stored is not None or settings.quantize in ("nf4", "fp4"):
         return
-    gpus = usable_gpus(problem.books)
     if settings.quantize == "none":
-        if gpus and fp8_gpus(gpus) == gpus and problem.knobs.n_gpu_layers is None:
-            yield "fp8", "8 bits a weight"
-        else:
-            yield "int8", "8 bits a weight"
-    yield "nf4", "4 bits a weight"
+        yield "int8", "8 bits a weight"
+    nf4 = replace(problem.knobs, quantize="nf4")
+    if undivided_rows(problem.model, nf4, usable_gpus(problem.books)) is None:
+        yield "nf4", "4 bits a weight"
 
 
 def _with_host_layers(problem: HfProblem) -> Iterator[_Variation]:
     """The most layers on the GPUs that leave room for the rest in RAM."""
     if not usable_gpus(problem.books) or problem.knobs.n_gpu_layers is not None:
         return
-    if quantize_of(problem.model, problem.knobs) == "fp8" or problem.model.stored is not None:
+    if problem.model.stored is not None:
         return
     low, high = 1, problem.model.n_layer
     found: _Variation | None = None
     while low < high:
         middle = (low + high) // 2
         tried = replace(problem, knobs=replace(problem.knobs, n_gpu_layers=middle))
-        if _best(tried).fits:
-            what = "the other layers on the CPU, unquantized"
+        if placed_best(tried).fits:
+            what = "the other layers on the CPU"
             found = _Variation(flags=("-ngl", str(middle)), what=what, problem=tried)
             low = middle + 1
         else:

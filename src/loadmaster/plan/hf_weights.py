@@ -3,16 +3,17 @@
 Pure and exact: the sums are those of the tensors that torch 2.13, transformers 5.23 and
 bitsandbytes 0.50.2 hold (`benchmarks/hf_accuracy.py` compares them). What is quantized is what the
 engine replaces: every `nn.Linear` but the output (`get_keys_to_not_convert`). Experts are stacked
-in one parameter of three dimensions, which is no `nn.Linear`: bitsandbytes leaves them as computed.
+in one parameter of three dimensions, which is no `nn.Linear`: bitsandbytes leaves them as computed,
+FP8 does not. A checkpoint that is quantized already has each matrix as its file has it.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
-from loadmaster.model.checkpoint import CheckpointSpec, CheckpointTensor
-from loadmaster.plan.types import Quantize, TransformersSettings
+from loadmaster.model.checkpoint import CheckpointSpec, CheckpointTensor, Stored
+from loadmaster.plan.types import CPU, Quantize, TransformersSettings
 from loadmaster.units import Bytes
 
 ComputeType = Literal["bf16", "f16", "f32"]
@@ -28,7 +29,13 @@ OFFSET_BYTES = 4  # the mean of the scales, taken off before they are quantized
 # fine-grained FP8: elements of a tile that share a scale (FineGrainedFP8Config's default).
 FP8_TILE = (128, 128)
 _F32 = 4
-_GATE_AND_UP = (".gate_proj.weight", ".w1.weight", ".up_proj.weight", ".w3.weight")
+# Checkpoints whose matrices are written out by modules of our own, a part at a time.
+_WRITTEN_OUT = ("fp8", "fbgemm-fp8", "compressed-tensors")
+# Weights of such a part: on the CPU what stays in its caches, on a GPU enough to keep it busy.
+PART_ON_CPU = 1 << 20
+PART_ON_GPU = 1 << 24
+# Weights that are quantized at a time, on the CPU.
+QUANTIZED_PART = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +66,11 @@ def loaded_tensors(model: CheckpointSpec, settings: TransformersSettings) -> lis
     return list(_weights(model, settings)) + list(_buffers(model, settings.compute_type))
 
 
-def four_bit_allocations(n_elements: int, double_quant: bool) -> tuple[int, ...]:
+def four_bit_allocations(
+    n_elements: int, double_quant: bool, block: int = BLOCK
+) -> tuple[int, ...]:
     """A matrix in NF4 or FP4: packed values, scales, tables (`quantize_4bit`)."""
-    packed, n_scales = -(-n_elements // 2), -(-n_elements // BLOCK)
+    packed, n_scales = -(-n_elements // 2), -(-n_elements // block)
     if not double_quant:
         return (packed, n_scales * _F32, CODE_BYTES)
     nested = -(-n_scales // NESTED_BLOCK) * _F32
@@ -73,45 +82,57 @@ def int8_allocations(rows: int, columns: int) -> tuple[int, ...]:
     return (rows * columns, rows * _F32)
 
 
-def fp8_allocations(rows: int, columns: int, tile: tuple[int, int] = FP8_TILE) -> tuple[int, ...]:
-    """A matrix in FP8 with a scale for each tile; one that tiles do not divide stays in 16 bits,
-    beside the scales that were made for it (`Fp8Quantize._quantize_one`)."""
-    scales = -(-rows // tile[0]) * -(-columns // tile[1]) * _F32
-    whole = rows % tile[0] == 0 and columns % tile[1] == 0
-    return (rows * columns * (1 if whole else 2), scales)
+def fp8_allocations(rows: int, columns: int) -> tuple[int, ...]:
+    """A matrix in FP8 with a scale for each tile, those at the edges too."""
+    scales = -(-rows // FP8_TILE[0]) * -(-columns // FP8_TILE[1]) * _F32
+    return (rows * columns, scales)
+
+
+def written_out_in_parts(model: CheckpointSpec, settings: TransformersSettings) -> bool:
+    """Whether quantized matrices are ours to multiply with: a part of one is there at a time."""
+    if model.stored is not None:
+        return model.stored.method in _WRITTEN_OUT
+    return settings.quantize == "fp8"
+
+
+def part_elements(settings: TransformersSettings) -> int:
+    """Weights that are written out at a time."""
+    on_gpu = any(device != CPU for _, device in settings.device_map)
+    return PART_ON_GPU if on_gpu else PART_ON_CPU
 
 
 def _weights(model: CheckpointSpec, settings: TransformersSettings) -> Iterator[LoadedTensor]:
-    nested = model.stored is not None and model.stored.double_quant
+    if model.stored is not None:
+        yield from _as_stored(model.tensors, model.stored, settings)
+        return
     for tensor in model.tensors:
-        quantize = _quantize(model, tensor, settings)
-        if quantize != "none":
-            yield _made(tensor, quantize, settings)
-        elif tensor.is_float and not _keeps_type(model, tensor):
-            kind = _float_type(model, tensor, settings)
-            yield _loaded(tensor, kind, (tensor.n_elements * COMPUTE_BYTES[kind],))
-        else:
-            yield from _as_stored(tensor, nested)
+        quantize = _quantize(tensor, settings)
+        yield _plain(tensor, settings) if quantize == "none" else _made(tensor, quantize, settings)
 
 
-def _quantize(
-    model: CheckpointSpec, tensor: CheckpointTensor, settings: TransformersSettings
-) -> Quantize:
-    """What loading makes of a tensor."""
-    if model.stored is not None or not tensor.is_float:
+def _plain(tensor: CheckpointTensor, settings: TransformersSettings) -> LoadedTensor:
+    """Numbers are cast to what is computed in, all else is as in the file."""
+    if not tensor.is_float:
+        return _loaded(tensor, tensor.dtype.lower(), (tensor.size_bytes,))
+    kind = settings.compute_type
+    return _loaded(tensor, kind, (tensor.n_elements * COMPUTE_BYTES[kind],))
+
+
+def _quantize(tensor: CheckpointTensor, settings: TransformersSettings) -> Quantize:
+    """What loading makes of a tensor of a checkpoint that is not quantized."""
+    if not tensor.is_float or not tensor.name.endswith(".weight"):
         return "none"
-    if tensor.role == "linear" and tensor.name.endswith(".weight"):
-        on_cpu = settings.quantize != "none" and _kept_on_cpu(tensor.name, settings)
-        return "none" if on_cpu else settings.quantize
-    if tensor.role == "expert" and settings.quantize == "fp8":
-        return "fp8"
-    return "none"
+    if settings.quantize == "fp8":
+        return "fp8" if tensor.role in ("linear", "expert") else "none"
+    if tensor.role != "linear" or _kept_on_cpu(tensor.name, settings):
+        return "none"
+    return settings.quantize
 
 
 def _kept_on_cpu(name: str, settings: TransformersSettings) -> bool:
-    """Beside a GPU the engine leaves modules of the CPU unquantized."""
+    """Beside a GPU bitsandbytes leaves modules of the CPU unquantized."""
     devices = {device for _, device in settings.device_map}
-    return len(devices) > 1 and device_of(name, settings.device_map) == "cpu"
+    return len(devices) > 1 and device_of(name, settings.device_map) == CPU
 
 
 @lru_cache(maxsize=16)
@@ -126,23 +147,7 @@ def device_of(name: str, device_map: tuple[tuple[str, str], ...]) -> str:
         if name in by_module:
             return by_module[name]
         name = name.rpartition(".")[0]
-    return by_module.get("", "cpu")
-
-
-def _float_type(
-    model: CheckpointSpec, tensor: CheckpointTensor, settings: TransformersSettings
-) -> ComputeType:
-    """As computed; biases beside FP8 matrices are F32 (`FP8Linear`)."""
-    fp8 = settings.quantize == "fp8" or (model.stored is not None and model.stored.method == "fp8")
-    beside = (
-        tensor.name.endswith(".bias") and tensor.layer is not None and "norm" not in tensor.name
-    )
-    return "f32" if fp8 and beside else settings.compute_type
-
-
-def _keeps_type(model: CheckpointSpec, tensor: CheckpointTensor) -> bool:
-    """Scales of a checkpoint that is quantized already are not cast."""
-    return model.stored is not None and tensor.role == "statistic"
+    return by_module.get("", CPU)
 
 
 def _made(
@@ -154,30 +159,55 @@ def _made(
     rows, columns = tensor.shape[-2], tensor.shape[-1]
     if quantize == "int8":
         return _loaded(tensor, "int8", int8_allocations(rows, columns))
-    if tensor.role == "expert":
-        return _loaded(tensor, "fp8", _fp8_expert(tensor.name, rows, columns))
     return _loaded(tensor, "fp8", fp8_allocations(rows, columns))
 
 
-def _fp8_expert(name: str, rows: int, columns: int) -> tuple[int, ...]:
-    """One expert's matrix. Gate and up are quantized as one, with two rows of scales at least
-    (`FP8Experts`); here the gate has the scales of both."""
-    if not name.endswith(_GATE_AND_UP):
-        return fp8_allocations(rows, columns)
-    weights, _ = fp8_allocations(2 * rows, columns)
-    scales = max(2, -(-2 * rows // FP8_TILE[0])) * -(-columns // FP8_TILE[1]) * _F32
-    return (weights // 2, scales) if name.endswith(_GATE_AND_UP[:2]) else (weights // 2,)
+# ---- checkpoints that are quantized already
 
 
-def _as_stored(tensor: CheckpointTensor, nested: bool) -> Iterator[LoadedTensor]:
-    """A tensor of a quantized checkpoint: bytes as in the file, its description unpacked."""
+def _as_stored(
+    tensors: tuple[CheckpointTensor, ...], stored: Stored, settings: TransformersSettings
+) -> Iterator[LoadedTensor]:
+    """Matrices with what belongs to them, bytes as in the file; the rest as computed."""
+    belongings: dict[str, list[CheckpointTensor]] = {}
+    for tensor in tensors:
+        if tensor.role == "statistic":
+            belongings.setdefault(owner_of(tensor.name), []).append(tensor)
+    for tensor in tensors:
+        if tensor.role == "statistic":
+            continue
+        if tensor.module in belongings and not tensor.name.endswith(".bias"):
+            yield _kept(tensor, belongings[tensor.module], stored)
+        else:
+            yield _plain(tensor, settings)
+
+
+def owner_of(name: str) -> str:
+    """The module of a scale: bitsandbytes names its four-bit ones below `.weight`."""
+    module, found, _ = name.partition(".weight.")
+    return module if found else name.rpartition(".")[0]
+
+
+def _kept(
+    tensor: CheckpointTensor, belongings: list[CheckpointTensor], stored: Stored
+) -> LoadedTensor:
+    n_elements = tensor.size_bytes * 8 // stored.bits
+    parts = [_unpacked_bytes(one, stored) for one in belongings]
+    kept = (tensor.size_bytes, *(size for size in parts if size))
+    return replace(_loaded(tensor, _kind(tensor, stored), kept), n_elements=n_elements)
+
+
+def _unpacked_bytes(tensor: CheckpointTensor, stored: Stored) -> int:
+    """bitsandbytes' description of a matrix becomes the mean of its scales, if it has one."""
     if ".quant_state." in tensor.name:
-        if nested:
-            yield _loaded(tensor, "statistic", (OFFSET_BYTES,))
-        return
-    if tensor.name.endswith(".weight_format"):
-        return
-    yield _loaded(tensor, tensor.dtype.lower(), (tensor.size_bytes,))
+        return OFFSET_BYTES if stored.double_quant else 0
+    return tensor.size_bytes
+
+
+def _kind(tensor: CheckpointTensor, stored: Stored) -> str:
+    if stored.method == "bnb4":
+        return "fp4" if stored.fp4 else "nf4"
+    return "fp8" if tensor.dtype.startswith("F8") else f"int{stored.bits}"
 
 
 def _loaded(tensor: CheckpointTensor, kind: str, allocations: tuple[int, ...]) -> LoadedTensor:

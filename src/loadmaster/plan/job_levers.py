@@ -12,7 +12,7 @@ from loadmaster.plan.speed import Traffic
 from loadmaster.plan.types import EngineSettings
 
 # A lever that gives less is not worth a line.
-_LEAST_GAIN = 1.03
+LEAST_GAIN = 1.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ def job_levers(
         JobLever(what=what, seconds=simulate(there, then, settings, job).seconds)
         for what, there, then in _changes(traffic, rates)
     ]
-    helpful = [lever for lever in found if lever.seconds * _LEAST_GAIN <= seconds]
+    helpful = [lever for lever in found if lever.seconds * LEAST_GAIN <= seconds]
     return tuple(sorted(helpful, key=lambda lever: lever.seconds))
 
 

@@ -8,10 +8,11 @@ at the rate that the part had settled to.
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import ceil
+from typing import Protocol
 
 from loadmaster.machine.types import Machine
 from loadmaster.model.types import ModelSpec
@@ -21,7 +22,7 @@ from loadmaster.plan.job_items import PlayedItem, items_of
 from loadmaster.plan.rates import Basis, Rates
 from loadmaster.plan.speed import Traffic
 from loadmaster.plan.steps import Pass, Step, StepCosts
-from loadmaster.plan.types import EngineSettings
+from loadmaster.plan.types import AnySettings, EngineSettings
 
 # Of a longer job, so many rounds of all sequences are played, and at least so many items.
 _ROUNDS = 4
@@ -30,6 +31,7 @@ _PLAYED_ITEMS = 256
 _MOST_AT_ONCE = 128
 # Steps of every running request that must fit before another is admitted (scheduler.core).
 _LOOKAHEAD_STEPS = 16
+_NO_LIMIT = 1 << 60
 # The scheduler, the driver and the wire, for a step of several sequences and for each of them
 # (`benchmarks.batch_overhead` on a 2.3 GHz Xeon).
 _DRIVER_STEP_S = 20e-6
@@ -97,19 +99,38 @@ def simulate(
     rounds: int = _ROUNDS,
 ) -> JobPrediction:
     """Play a job, or enough of it: at least `rounds` (three or more) of all sequences."""
-    costs = StepCosts(traffic, rates, settings)
-    n = settings.n_seq_max
-    if n > 1 and not settings.kv_unified:
+    if settings.n_seq_max > 1 and not settings.kv_unified:
         job = unshared(job)
+    costs = StepCosts(traffic, rates, settings)
+    return play_job(costs, settings, job, rates.basis, rounds=rounds)
+
+
+class Costs(Protocol):
+    """What prices the steps of a job: an engine's model of its own speed."""
+
+    def of(self, step: Step, passes: Sequence[Pass] = ()) -> dict[str, float]:
+        """Seconds of a step by what bounds them."""
+
+
+def play_job(
+    costs: Costs,
+    settings: AnySettings,
+    job: JobOutline,
+    basis: Basis,
+    *,
+    rounds: int = _ROUNDS,
+) -> JobPrediction:
+    """The same with an engine's own costs; `job` shares what the engine's caches share."""
+    n = settings.n_seq_max
     played = n * max(rounds, ceil(_PLAYED_ITEMS / n))
     items = items_of(job)
     if job.n_items <= played + n:
         play = _Play(costs, settings, job)
         play.run(items)
-        return _prediction(play, rates.basis)
+        return _prediction(play, basis)
     play = _Play(costs, settings, job)
     play.run(islice(items, played))
-    return _prolonged(_prediction(play, rates.basis), play, job, n)
+    return _prolonged(_prediction(play, basis), play, job, n)
 
 
 @dataclass(slots=True)
@@ -132,9 +153,11 @@ class _Answer:
 class _Play:
     """The state of a job that is played. `run` plays it to the end."""
 
-    def __init__(self, costs: StepCosts, settings: EngineSettings, job: JobOutline) -> None:
+    def __init__(self, costs: Costs, settings: AnySettings, job: JobOutline) -> None:
         self._costs = costs
         self._settings = settings
+        # In slots every sequence has cells for the longest item: nobody waits for another's.
+        self._n_cells = settings.n_ctx if isinstance(settings, EngineSettings) else _NO_LIMIT
         self._job = job
         self._queue: deque[PlayedItem] = deque()
         self._prompts: deque[_Prompt] = deque()
@@ -180,7 +203,7 @@ class _Play:
             promised = sum(prompt.left * prompt.item.own_part for prompt in self._prompts)
             promised += _LOOKAHEAD_STEPS * (self._n_running + 1)
             needed = self._cells_with(self._n_running + 1) + promised + fresh
-            if self._n_running and needed > self._settings.n_ctx:
+            if self._n_running and needed > self._n_cells:
                 return
             if self._parked:
                 self._restore(*self._parked.pop())
@@ -210,11 +233,11 @@ class _Play:
     def _advance(self) -> None:
         """Some steps that are alike, or one in which a prompt ends."""
         n = len(self._answers)
-        free = self._settings.n_ctx - self._cells_with(self._n_running)
+        free = self._n_cells - self._cells_with(self._n_running)
         while n > 1 and free < n:
             self._preempt()
             n -= 1
-            free = self._settings.n_ctx - self._cells_with(self._n_running)
+            free = self._n_cells - self._cells_with(self._n_running)
         room = float(max(0, self._settings.n_ubatch - n))
         n_steps = min(_MOST_AT_ONCE, self._answers[0].ends - self.step if n else _MOST_AT_ONCE)
         if not self._prompts or not room:
@@ -286,6 +309,7 @@ class _Play:
             decode_cells=(self._depths + grown / 2) / n if n else 0.0,
             prefill_cells=fed_cells,
             used_cells=used,
+            n_chunks=n_chunks,
         )
         for cause, seconds in self._costs.of(step, self._passes(step, n_chunks)).items():
             self._spend(cause, n_steps * seconds)

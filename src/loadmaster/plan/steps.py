@@ -35,6 +35,7 @@ class Step:
     decode_cells: float = 0.0
     prefill_cells: float = 0.0
     used_cells: float = 0.0  # of the whole cache, shared ones once
+    n_chunks: int = 0  # prompts that are fed
 
     @property
     def n_tokens(self) -> int:

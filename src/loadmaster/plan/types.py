@@ -138,16 +138,12 @@ class TransformersSettings:
     type_k: str
     type_v: str
     n_threads: int
+    pooling: Pooling | None = None  # one vector for a prompt, instead of text; it keeps no cells
 
     @property
     def kv_unified(self) -> bool:
         """Each sequence has cells of its own."""
         return False
-
-    @property
-    def pooling(self) -> Pooling | None:
-        """It writes text, and makes no vectors."""
-        return None
 
     @property
     def n_batch(self) -> int:
@@ -254,6 +250,15 @@ class Lever:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageShare:
+    """One GPU's part of a token, where layers run one GPU after another."""
+
+    device: str
+    n_layers: int
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """Speed, from bytes moved and bandwidths; `basis` says what the bandwidths rest on."""
 
@@ -267,6 +272,7 @@ class Prediction:
     jobs_per_hour: float | None = None  # prompts and answers of the workload's lengths
     load_s: float | None = None  # from the disk, where its rate was measured
     levers: tuple[Lever, ...] = ()
+    stages: tuple[StageShare, ...] = ()  # of the transformers engine over several GPUs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,30 +5,44 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from loadmaster.machine.types import Machine
-from loadmaster.model.types import ModelSpec
+from loadmaster.model.checkpoint import AnyModel, CheckpointSpec
 from loadmaster.plan.batch import JobOutline
 from loadmaster.plan.forecast import forecast
-from loadmaster.plan.simulate import JobPrediction
+from loadmaster.plan.hf_speed import speed_of
+from loadmaster.plan.rates import Basis
+from loadmaster.plan.simulate import Costs, JobPrediction
 from loadmaster.plan.steps import Step, StepCosts
-from loadmaster.plan.types import EngineSettings
+from loadmaster.plan.types import AnySettings, EngineSettings, TransformersSettings
 
 Lengths = tuple[int, ...]  # of the prompts of a step
 
 
 def predict_vectors(
-    machine: Machine, model: ModelSpec, settings: EngineSettings, job: JobOutline
+    machine: Machine, model: AnyModel, settings: AnySettings, job: JobOutline
 ) -> JobPrediction:
     """The time of a job whose prompts become vectors, under settings that pool.
 
     Inputs longer than a step fail by themselves and take no time.
     """
+    if isinstance(model, CheckpointSpec):
+        assert isinstance(settings, TransformersSettings)
+        speed = replace(speed_of(machine, model, settings), sequence_s=0.0)
+        return _played(speed, settings, job, speed.basis, output=False)
+    assert isinstance(settings, EngineSettings)
     found = forecast(machine, model, settings)
     rates = replace(found.rates, sequence_s=0.0)  # nothing is sampled
-    costs = StepCosts(found.traffic, rates, settings)
+    return _played(StepCosts(found.traffic, rates, settings), settings, job, rates.basis)
+
+
+def _played(
+    costs: Costs, settings: AnySettings, job: JobOutline, basis: Basis, *, output: bool = True
+) -> JobPrediction:
+    """All steps by their prices. With `output` the engine makes logits of every token, whatever is
+    asked of it."""
     steps = packed_steps(job, settings)
     by_cause: dict[str, float] = {}
     for lengths, times in steps.items():
-        for cause, seconds in costs.of(_step(lengths)).items():
+        for cause, seconds in costs.of(_step(lengths, output=output)).items():
             by_cause[cause] = by_cause.get(cause, 0.0) + times * seconds
     n_steps = sum(steps.values())
     n_items = sum(len(lengths) * times for lengths, times in steps.items())
@@ -42,20 +56,24 @@ def predict_vectors(
         n_preempted=0,
         mean_sequences=n_items / max(1, n_steps),
         costs=by_cause,
-        basis=rates.basis,
+        basis=basis,
     )
 
 
-def _step(lengths: Lengths) -> Step:
-    """Every token is an output: the engine makes logits of all, whatever is asked of it."""
+def _step(lengths: Lengths, *, output: bool) -> Step:
     tokens = sum(lengths)
     seen = sum(length * length for length in lengths) / 2 / tokens
     return Step(
-        n_decode=0, n_prefill=tokens, n_outputs=tokens, prefill_cells=seen, used_cells=tokens
+        n_decode=0,
+        n_prefill=tokens,
+        n_outputs=tokens if output else 0,
+        prefill_cells=seen,
+        used_cells=tokens,
+        n_chunks=len(lengths),
     )
 
 
-def packed_steps(job: JobOutline, settings: EngineSettings) -> Mapping[Lengths, int]:
+def packed_steps(job: JobOutline, settings: AnySettings) -> Mapping[Lengths, int]:
     """Steps by the lengths of their prompts, and how many are alike: at most `n_ubatch` tokens and
     `n_seq_max` prompts, similar lengths together."""
     steps: Counter[Lengths] = Counter()

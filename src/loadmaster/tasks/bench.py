@@ -4,14 +4,16 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
-from loadmaster.engine import builds
 from loadmaster.engine.process import Engine
 from loadmaster.engine.timing import TimeSteps
 from loadmaster.engine.types import LoadRequest
 from loadmaster.errors import UsageError
-from loadmaster.plan.forecast import Forecast, forecast
-from loadmaster.plan.types import Plan
+from loadmaster.model.checkpoint import CheckpointSpec
+from loadmaster.plan.forecast import forecast
+from loadmaster.plan.hf_speed import speed_of
+from loadmaster.plan.types import EngineSettings, Plan, TransformersSettings
 from loadmaster.tasks.opening import FAKE, Planner, virtual_devices
 from loadmaster.tasks.planning import PlanOptions, require_plan
 from loadmaster.tasks.progress import Progress
@@ -104,19 +106,35 @@ def _many(model: str, options: PlanOptions, progress: Progress, count: int) -> l
         return [time_many(engine, expected, count)]
 
 
-def _forecast(planner: Planner, plan: Plan) -> Forecast | None:
+class Expected(Protocol):
+    """What either engine's model of speed says of a plan."""
+
+    def decode_s(self, depth: float, n_sequences: int = 1) -> float:
+        """Seconds of a decode step of so many sequences, each with `depth` cells."""
+
+    def prefill_s(self, tokens: int) -> float:
+        """Seconds for a prompt."""
+
+
+def _forecast(planner: Planner, plan: Plan) -> Expected | None:
     """None where no bandwidth is known."""
-    found = forecast(planner.request.machine, planner.request.gguf, plan.llamacpp)
+    machine, model = planner.request.machine, planner.request.model
+    if isinstance(model, CheckpointSpec):
+        assert isinstance(plan.engine, TransformersSettings)
+        speed = speed_of(machine, model, plan.engine)
+        return None if speed.basis == "unknown" else speed
+    found = forecast(machine, model, plan.llamacpp)
     return None if found.rates.basis == "unknown" else found
 
 
 def _open(planner: Planner, plan: Plan) -> Engine:
     fake = planner.options.backend == FAKE
+    settings = plan.engine
     engine = Engine.start(
-        planner.build or builds.find_build(),
+        planner.require_build(),
         devices=virtual_devices(planner.request.machine) if fake else (),
-        backend=planner.options.backend,
-        min_batch=plan.llamacpp.op_offload_min_batch,
+        backend=planner.backend,
+        min_batch=settings.op_offload_min_batch if isinstance(settings, EngineSettings) else None,
     )
     try:
         load_plan(engine, plan)
@@ -131,7 +149,7 @@ def load_plan(engine: Engine, plan: Plan) -> None:
     request = LoadRequest(
         model_path=Path(plan.model_files[0]),
         model_stamp=plan.model_stamp,
-        settings=plan.llamacpp,
+        settings=plan.engine,
         ram_cap_bytes=None,
     )
     engine.load(request, files=tuple(map(Path, plan.model_files)))
@@ -140,7 +158,7 @@ def load_plan(engine: Engine, plan: Plan) -> None:
 def time_one(
     engine: Engine,
     plan: Plan,
-    expected: Forecast | None,
+    expected: Expected | None,
     positions: Iterable[int],
     progress: Progress,
 ) -> Iterator[BenchRow]:
@@ -168,7 +186,7 @@ def time_one(
         )  # fmt: skip
 
 
-def time_many(engine: Engine, expected: Forecast | None, count: int) -> BenchRow:
+def time_many(engine: Engine, expected: Expected | None, count: int) -> BenchRow:
     """Decode steps of several sequences at once, all as deep."""
     steps = _seconds(engine, MANY_DEPTH, count)[-N_STEPS:]
     middle = MANY_DEPTH + N_STEPS / 2

@@ -9,7 +9,7 @@ from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.model.shapes.library import is_shape, load_shape, parse_shape
 from loadmaster.plan.budget import make_budget
 from loadmaster.plan.hf_planner import plan_checkpoint
-from loadmaster.plan.hf_vllm import vllm_command
+from loadmaster.plan.hf_vllm import server_note
 from loadmaster.plan.overhead import default_overheads
 from loadmaster.plan.types import CPU, Alternative, DoesNotFit, Knobs, Plan
 from loadmaster.tasks.planning import PlanRequest
@@ -22,10 +22,8 @@ def with_server(plan: Plan, request: PlanRequest, reference: str) -> Plan:
         return plan
     if is_shape(reference):
         reference = load_shape(parse_shape(reference).name).published
-    command = vllm_command(reference, model, request.machine, plan)
-    if command is None:
-        return plan
-    return replace(plan, notes=(*plan.notes, f"all GPUs at the same time: `{command}`"))
+    note = server_note(reference, model, request.machine, plan, request.budget)
+    return plan if note is None else replace(plan, notes=(*plan.notes, note))
 
 
 def _n_gpus(plan: Plan) -> int:

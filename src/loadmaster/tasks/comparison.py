@@ -38,7 +38,7 @@ from loadmaster.tasks.opening import Planner, virtual_devices
 from loadmaster.tasks.planning import PlanOptions, PlanRequest, Sizes, plan_model
 
 MAX_MODELS = 64  # planned one after another, a fraction of a second each
-# What is shown of safetensors when nothing is named. FP8 is not: it needs kernels from the Hub.
+# What is shown of safetensors when nothing is named. FP8 is not: it has the bits of INT8.
 COMPARED_QUANTIZE: tuple[Quantize, ...] = ("none", "int8", "nf4")
 _QUANTIZE_FLAG = " --quantize "
 _FIRST_N_CTX = 4096  # where the search for the longest n_ctx begins
@@ -215,8 +215,8 @@ def _of_repository(reference: HubReference, quantize: Quantize | None) -> tuple[
 def _candidates(
     reference: str, request: PlanRequest, limits: Limits, sizer: Sizes | None
 ) -> list[Candidate]:
-    """One candidate for each cache type: those that the user fixed, else f16 and q8_0. The
-    transformers engine has no smaller cache."""
+    """One candidate for each cache type: those that the user fixed, else f16 and q8_0; of the
+    transformers engine the plain one alone."""
     if isinstance(request.model, CheckpointSpec):
         return [_candidate(reference, request, limits, None)]
     return [

@@ -2,26 +2,30 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import loadmaster
 from loadmaster.engine import builds, toolchain
 from loadmaster.engine.process import Engine
+from loadmaster.engine.python_build import find_python_build
 from loadmaster.engine.types import DeviceFacts, EngineBuild
-from loadmaster.errors import LoadmasterError
+from loadmaster.errors import EngineMissingError, LoadmasterError
 from loadmaster.machine import nvidia
 from loadmaster.machine.detect import detect_machine
 from loadmaster.machine.host import Host, this_host
 from loadmaster.machine.measurements import Measurements
 from loadmaster.machine.target import for_target
 from loadmaster.machine.types import Confinement, Machine
+from loadmaster.plan.hf_attention import kernels_text
 from loadmaster.schema import to_json
 from loadmaster.settings import HOME, data_folder
 from loadmaster.tasks.advice import Advice, Obstacles, advise
 from loadmaster.tasks.confinement import with_helpers
 from loadmaster.tasks.measured import keep, with_measurements
 from loadmaster.tasks.measuring.machine import measure_machine
+from loadmaster.tasks.measuring.torch_machine import measure_torch
 
 SCHEMA_VERSION = 1
 # Without an engine, a worker of the fake backend shows which confinements are granted.
@@ -42,6 +46,17 @@ class EngineState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PythonEngine:
+    """The engine of safetensors models, as its packages are installed; none of them is started."""
+
+    id: str
+    target: str
+    version: str
+    attention: str  # which kernels torch has for it on this machine
+    measured: Measurements | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
     """Everything `doctor` prints."""
 
@@ -49,6 +64,7 @@ class Diagnosis:
     machine: Machine
     engines: tuple[EngineState, ...]
     advice: tuple[Advice, ...]
+    safetensors: PythonEngine | None = None  # None: its packages are not installed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +83,7 @@ class Installed:
     builds: tuple[EngineBuild, ...] = ()
     used_id: str | None = None
     fault: str | None = None
+    python: EngineBuild | None = None  # of safetensors models
 
 
 def examine(
@@ -98,19 +115,51 @@ def examine(
             {engine.id: (engine.target, engine.in_use, engine.devices) for engine in engines},
             toolchain.mend_command,
         ),
+        safetensors=_python_engine(installed.python, machine) if installed.python else None,
     )
 
 
-def measure(report: Callable[[str], None]) -> Measurements:
-    """Time this machine with the engine in use, and keep the figures for every later plan.
+def _python_engine(build: EngineBuild, machine: Machine) -> PythonEngine:
+    gpus = for_target(machine, build.target).gpus
+    return PythonEngine(
+        id=build.id,
+        target=build.target,
+        version=build.version,
+        attention=f"SDPA: {kernels_text(gpus)}",
+        measured=with_measurements(replace(machine, measured=None), build.id).measured,
+    )
+
+
+def measure(report: Callable[[str], None]) -> None:
+    """Time this machine with the engine in use, and with that of safetensors where its packages
+    are; keep the figures for every later plan.
 
     Raises:
-        EngineMissingError: no engine is built.
+        EngineMissingError: neither is there.
         LoadmasterError: the figures cannot be kept.
     """
-    build = builds.find_build()
+    python = _python_build()
+    if python is None or builds.list_builds():
+        _keep_measured(builds.find_build(), measure_machine, report)
+    if python is not None:
+        measure_python(report)
+
+
+def measure_python(report: Callable[[str], None]) -> None:
+    """The part of it that is for safetensors.
+
+    Raises:
+        EngineMissingError: its packages are not installed.
+        LoadmasterError: the figures cannot be kept.
+    """
+    _keep_measured(find_python_build(), measure_torch, report)
+
+
+def _keep_measured(
+    build: EngineBuild, timer: Callable[..., Measurements], report: Callable[[str], None]
+) -> None:
     machine = for_target(detect_machine(), build.target)
-    measured = measure_machine(build, machine, data_folder(), report=report)
+    measured = timer(build, machine, data_folder(), report=report)
     try:
         keep(machine, build.id, measured)
     except OSError as error:
@@ -118,7 +167,6 @@ def measure(report: Callable[[str], None]) -> Measurements:
             f"the measurements cannot be kept in `{data_folder()}`: {error.strerror}",
             hint=f"make room there, or set {HOME.name} to another folder",
         ) from None
-    return measured
 
 
 def diagnosis_json(diagnosis: Diagnosis) -> dict[str, object]:
@@ -128,6 +176,7 @@ def diagnosis_json(diagnosis: Diagnosis) -> dict[str, object]:
         "loadmaster_version": diagnosis.loadmaster_version,
         "machine": to_json(diagnosis.machine),
         "engines": to_json(diagnosis.engines),
+        "safetensors": to_json(diagnosis.safetensors),
         "advice": to_json(diagnosis.advice),
     }
 
@@ -159,14 +208,21 @@ def ask_worker(build: EngineBuild, machine: Machine) -> Answer:
 
 def find_installed() -> Installed:
     """The engines in the user's folder, and the one that `run` would use."""
+    python = _python_build()
     try:
         found = builds.list_builds()
     except LoadmasterError as error:
-        return Installed(fault=error.message)
+        return Installed(fault=error.message, python=python)
     try:
-        return Installed(builds=found, used_id=builds.find_build().id)
+        return Installed(builds=found, used_id=builds.find_build().id, python=python)
     except LoadmasterError:
-        return Installed(builds=found)
+        return Installed(builds=found, python=python)
+
+
+def _python_build() -> EngineBuild | None:
+    with suppress(EngineMissingError):
+        return find_python_build()
+    return None
 
 
 def _state(build: EngineBuild, answer: Answer, installed: Installed) -> EngineState:

@@ -130,10 +130,8 @@ class Planner:
         if self.options.machine is not None:
             return load_profile(self.options.machine)
         machine = _machine_beside(process_memory().own_bytes)
-        if self._is_checkpoint:
-            return for_target(machine, self.build.target if self.build else "cuda")
         if self.build is None:
-            return machine
+            return for_target(machine, "cuda") if self._is_checkpoint else machine
         return with_measurements(for_target(machine, self.build.target), self.build.id)
 
     def plan(self) -> Plan | DoesNotFit:
@@ -155,9 +153,13 @@ class Planner:
     def _plan(self, request: PlanRequest) -> Plan | DoesNotFit:
         outcome = self._sized(request)
         if isinstance(outcome, Plan):
-            outcome = checkpoints.with_server(outcome, request, self.name)
-            return replace(outcome, notes=(*self._notes, *outcome.notes))
+            return self._noted(outcome, request)
         return checkpoints.with_machine(outcome, request) if self._is_checkpoint else outcome
+
+    def _noted(self, plan: Plan, request: PlanRequest) -> Plan:
+        """The plan with what is to be said of the model's files, and of a server beside it."""
+        plan = checkpoints.with_server(plan, request, self.name)
+        return replace(plan, notes=(*self._notes, *plan.notes))
 
     def for_job(self, job: JobOutline) -> "Planner":
         """From now on plans are for this job; returns itself."""
@@ -167,7 +169,12 @@ class Planner:
 
     def job_plan(self) -> JobPlan | DoesNotFit:
         """The plan for the request's job, with what the job comes to."""
-        return self._with_sizer(plan_job, self.request)
+        if not self._is_checkpoint:
+            return self._with_sizer(plan_job, self.request)
+        outcome = plan_job(self.request, None)
+        if isinstance(outcome, JobPlan):
+            return replace(outcome, plan=self._noted(outcome.plan, self.request))
+        return checkpoints.with_machine(outcome, self.request)
 
     def _sized(self, request: PlanRequest) -> Plan | DoesNotFit:
         if self._is_checkpoint:

@@ -11,6 +11,7 @@ from loadmaster.model.checkpoint import AnyModel, CheckpointSpec
 from loadmaster.model.stamp import model_stamp
 from loadmaster.model.types import ModelSpec
 from loadmaster.plan.batch import JobOutline
+from loadmaster.plan.hf_jobs import plan_checkpoint_job
 from loadmaster.plan.hf_planner import plan_checkpoint
 from loadmaster.plan.job_planning import JobPlan, job_planning
 from loadmaster.plan.planner import planning
@@ -25,6 +26,7 @@ from loadmaster.plan.types import (
     Plan,
     Sizing,
     SizingFailure,
+    TransformersSettings,
     Workload,
 )
 from loadmaster.units import Bytes, format_size
@@ -153,11 +155,11 @@ def plan_model(
     Raises:
         UsageError: the request contradicts the model.
     """
-    if isinstance(request.model, CheckpointSpec):
-        return _plan_checkpoint(request, request.model, alternatives=alternatives)
     if request.job is not None:
         outcome = plan_job(request, sizer)
         return outcome.plan if isinstance(outcome, JobPlan) else outcome
+    if isinstance(request.model, CheckpointSpec):
+        return _plan_checkpoint(request, request.model, alternatives=alternatives)
     knobs, sizes = _checked_knobs(request), _no_sizes(sizer)
     steps = planning(
         request.machine, request.gguf, request.workload, request.budget, knobs,
@@ -183,6 +185,11 @@ def plan_job(request: PlanRequest, sizer: Sizes | None) -> JobPlan | DoesNotFit:
         UsageError: the request contradicts the model.
     """
     assert request.job is not None
+    if isinstance(request.model, CheckpointSpec):
+        return plan_checkpoint_job(
+            request.machine, request.model, request.job, request.workload, request.budget,
+            request.knobs, request.overheads, stamp=model_stamp(request.model),
+        )  # fmt: skip
     knobs, sizes = _checked_knobs(request), _no_sizes(sizer)
     steps = job_planning(
         request.machine, request.gguf, request.job, request.workload, request.budget, knobs,
@@ -286,6 +293,11 @@ def require_plan(outcome: Plan | DoesNotFit) -> Plan:
     )
     flags = [" ".join(a.flags) for a in outcome.nearest]
     hint = f"{', '.join(f'`{flag}`' for flag in flags)} would fit" if flags else None
+    if hint is None and isinstance(outcome.engine, TransformersSettings):
+        hint = (
+            "nothing is left on the disk, where every token would read it again: take fewer bits "
+            "(`--quantize nf4`), a GGUF, or a machine with more memory"
+        )
     raise PlanRefusedError(message, outcome=outcome, hint=hint)
 
 

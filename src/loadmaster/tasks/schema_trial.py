@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from loadmaster.engine.request_checks import check_schema_text
 from loadmaster.errors import UsageError
-from loadmaster.tasks.api.openai_requests import ANY_JSON
+from loadmaster.tasks.api.openai_requests import ANY_OBJECT
 from loadmaster.tasks.line_child import LineChild
 
 CPU_LIMIT_S = 1.0
@@ -26,7 +26,7 @@ class SchemaTrial:
         self._cpu_limit_s = cpu_limit_s
         self._child = LineChild("loadmaster.tasks.schema_worker")
         self._turn = threading.Lock()
-        self._passed = OrderedDict({_digest(ANY_JSON): None})
+        self._passed = OrderedDict({_digest(ANY_OBJECT): None})
 
     def knows(self, schema: str) -> bool:
         """Whether it has passed before, so that `check` returns at once."""

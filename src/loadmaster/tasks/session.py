@@ -298,11 +298,11 @@ def _request(plan: Plan, opening: Opening) -> LoadRequest:
         settings=plan.engine,
         ram_cap_bytes=Bytes(max(0, cap)),
         state_bytes=host.of("cache"),
-        device_caps=_allocator_caps(plan),
+        device_caps=allocator_caps(plan),
     )
 
 
-def _allocator_caps(plan: Plan) -> dict[str, Bytes]:
+def allocator_caps(plan: Plan) -> dict[str, Bytes]:
     """Of each GPU, its cap less the driver's context: what is left is the engine's to allocate."""
     return {
         device.id: Bytes(

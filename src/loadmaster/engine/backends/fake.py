@@ -364,6 +364,9 @@ class Fake:
             for device in self._devices
         }
 
+    def flush(self) -> None:
+        """Its steps take nothing."""
+
     def close(self) -> None:
         self._cells.clear()
 

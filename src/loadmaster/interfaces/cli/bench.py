@@ -8,7 +8,7 @@ import click
 from loadmaster.errors import UsageError
 from loadmaster.interfaces.cli.options import common_options, plan_options, read_plan_options
 from loadmaster.interfaces.cli.progress import TerminalProgress
-from loadmaster.interfaces.cli.render import headline, table
+from loadmaster.interfaces.cli.render import UNMEASURED, headline, table
 from loadmaster.plan.codec import plan_to_json
 from loadmaster.tasks.bench import (
     DEFAULT_POSITIONS,
@@ -48,6 +48,7 @@ def command(
 ) -> None:
     """Measure prefill, decode and many sequences under the plan, beside what was predicted.
 
+    MODEL is a GGUF file, a folder of safetensors, or `demo`.
     Predictions rest on `loadmaster doctor --measure` where it was run, else on tables.
     """
     progress = TerminalProgress(quiet=quiet or as_json)
@@ -66,7 +67,10 @@ def text(bench: Bench) -> str:
     rows: list[tuple[str, ...]] = [("phase", "sequences", "position", "measured", "predicted", "")]
     rows += [_line(row) for row in bench.rows]
     basis = bench.plan.predicted.basis
-    foot = f"tok/s of all sequences together; predicted from {basis} figures"
+    resting = (
+        f"predicted from {basis} figures" if basis != "unknown" else f"predicted: {UNMEASURED}"
+    )
+    foot = f"tok/s of all sequences together; {resting}"
     return "\n".join([headline(bench.plan), "", table(rows, right={1, 2, 3, 4, 5}), "", foot])
 
 

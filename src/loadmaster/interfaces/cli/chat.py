@@ -30,8 +30,9 @@ from loadmaster.tasks.opening import Opened, open_model
 def command(model: str, as_json: bool, quiet: bool, debug: bool, **given: Any) -> None:
     """Talk to a model, inside a memory budget.
 
-    MODEL is a GGUF file, or `demo` for the packaged model. `/help` lists the commands inside;
-    Ctrl-C stops an answer, Ctrl-D leaves. With piped input every line is a message.
+    MODEL is a GGUF file, a folder of safetensors, or `demo` for the packaged model. `/help` lists
+    the commands inside; Ctrl-C stops an answer, Ctrl-D leaves. With piped input every line is a
+    message.
     """
     progress = TerminalProgress(quiet=quiet or as_json)
     settings = ChatSettings(

@@ -12,6 +12,7 @@ from loadmaster.interfaces.cli import scatter, svg
 from loadmaster.interfaces.cli.progress import TerminalProgress
 from loadmaster.interfaces.cli.render import table
 from loadmaster.plan.compare import Candidate, Limits, shown
+from loadmaster.plan.hf_weights import COMPUTE_BYTES
 from loadmaster.plan.quality import Figure
 from loadmaster.plan.types import CPU, Plan
 from loadmaster.tasks.comparison import Comparison, compare
@@ -164,7 +165,8 @@ def _answer(comparison: Comparison) -> list[str]:
         speed = one.decode_tok_s
         rate = "" if speed is None else f", {_rate(speed)} tok/s"
         longest = f", n_ctx up to {one.largest_n_ctx}" if one.largest_n_ctx else ""
-        usual = one.type_k == "f16" or one.engine == "transformers"
+        plain = one.engine == "transformers" and one.type_k in COMPUTE_BYTES
+        usual = one.type_k == "f16" or plain
         cache = "" if usual else f" --kv {one.type_k}"
         lines.append(f"take {one.reference}{cache}{rate}{longest}")
     if lines:

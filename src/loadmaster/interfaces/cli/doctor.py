@@ -13,7 +13,14 @@ from loadmaster.interfaces.cli.progress import TerminalProgress
 from loadmaster.interfaces.cli.render import table
 from loadmaster.machine.profiles import save_profile
 from loadmaster.machine.types import Gpu, Machine, Ram
-from loadmaster.tasks.doctor import Diagnosis, EngineState, diagnosis_json, examine, measure
+from loadmaster.tasks.doctor import (
+    Diagnosis,
+    EngineState,
+    PythonEngine,
+    diagnosis_json,
+    examine,
+    measure,
+)
 from loadmaster.units import format_size
 
 Rows = list[tuple[str, ...]]
@@ -30,7 +37,7 @@ Rows = list[tuple[str, ...]]
     "--measure",
     "measured",
     is_flag=True,
-    help="Time memory, link, disk and the engine's kernels (20 s); later plans use the figures.",
+    help="Time memory, link, disk and each engine's kernels (20 to 60 s); later plans use them.",
 )
 @common_options
 def doctor(
@@ -78,11 +85,15 @@ def diagnosis_text(diagnosis: Diagnosis) -> str:
         ("GPUs", _gpu_rows(machine.gpus)),
         ("programs on the GPUs", _process_rows(machine.gpus)),
         ("engines", _engine_rows(diagnosis.engines)),
+        ("engine of safetensors models", _python_rows(diagnosis.safetensors)),
         ("confinement of workers and of the server", _confinement_rows(machine)),
     ]
     blocks = [_block(title, table(rows)) for title, rows in sections if rows]
     if machine.measured:
         blocks.append(_block("measured", measured_text(machine.measured)))
+    if diagnosis.safetensors and diagnosis.safetensors.measured:
+        text = measured_text(diagnosis.safetensors.measured)
+        blocks.append(_block("measured, for safetensors models", text))
     if machine.warnings:
         blocks.append(_block("not found out", _list(machine.warnings)))
     lines = [
@@ -191,6 +202,13 @@ def _engine_rows(engines: Iterable[EngineState]) -> Rows:
             for device in engine.devices or ()
         ]  # fmt: skip
     return rows
+
+
+def _python_rows(engine: PythonEngine | None) -> Rows:
+    if engine is None:
+        return []
+    return [("packages", engine.version), ("built for", engine.target),
+            ("attention", engine.attention)]  # fmt: skip
 
 
 def _confinement_rows(machine: Machine) -> Rows:

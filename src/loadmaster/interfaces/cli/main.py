@@ -27,6 +27,10 @@ COMMANDS = {
     "plan": ("loadmaster.interfaces.cli.plan", "Show what would go where, without loading it."),
     "ps": ("loadmaster.interfaces.cli.ps", "Show the models that a server has loaded."),
     "pull": ("loadmaster.interfaces.cli.pull", "Download a model, verified and resumable."),
+    "quantization": (
+        "loadmaster.interfaces.cli.quantization",
+        "Explain the formats of --quantize.",
+    ),
     "run": ("loadmaster.interfaces.cli.run", "Answer one prompt, inside a memory budget."),
     "serve": ("loadmaster.interfaces.cli.serve", "Serve models over HTTP, under one budget."),
     "stop": ("loadmaster.interfaces.cli.stop", "Unload a model of a server."),

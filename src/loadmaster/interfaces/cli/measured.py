@@ -4,6 +4,8 @@ from loadmaster.interfaces.cli.render import table
 from loadmaster.machine.measurements import DeviceTimes, Measurements
 from loadmaster.model.quants import BY_NAME
 
+# What bitsandbytes makes of weights, scales included.
+_BITS = {"nf4": 4.5, "nf4-double": 4.127, "int8": 8.0}
 Rows = list[tuple[str, ...]]
 
 
@@ -68,6 +70,11 @@ def _rest(device: DeviceTimes) -> Rows:
     rows: Rows = []
     if device.node_s is not None:
         rows.append(("operation", f"{device.node_s * 1e6:.1f} µs at the least"))
+    rows += [
+        (f"layer, {layer.kind}", f"{layer.seconds * 1e6:.0f} µs at the least")
+        for layer in device.layers
+        if layer.kind != "part"
+    ]
     for name, value in (
         ("memory copy", device.memory_bytes_s),
         ("link, page-locked", device.pinned_bytes_s),
@@ -85,9 +92,14 @@ def _rate(s_per_byte: float | None) -> str:
 def _flops(type_name: str, tokens: int, s_per_byte: float | None) -> str:
     if s_per_byte is None:
         return "–"
+    return f"{2 * tokens * _elements_per_byte(type_name) / s_per_byte / 1e9:.0f} GFLOP/s"
+
+
+def _elements_per_byte(type_name: str) -> float:
+    if type_name in _BITS:
+        return 8 / _BITS[type_name]
     quant = BY_NAME[type_name]
-    per_byte = 2 * tokens * quant.block_size / quant.block_bytes
-    return f"{per_byte / s_per_byte / 1e9:.0f} GFLOP/s"
+    return quant.block_size / quant.block_bytes
 
 
 def _gb_s(bytes_s: float) -> str:

@@ -13,6 +13,7 @@ import click
 
 from loadmaster.engine.types import SamplingParams
 from loadmaster.errors import UsageError
+from loadmaster.plan.choices import MAX_SEQUENCES
 from loadmaster.plan.types import CPU, KV_TYPES, Knobs, LoadMode, Override, Workload
 from loadmaster.tasks.planning import PlanOptions
 
@@ -122,6 +123,10 @@ _ENGINE = (
         help="`fake` computes nothing; it is for tests.",
     ),
 )  # fmt: skip
+_MACHINE = _option(
+    "--machine", metavar="NAME|FILE",
+    help="Plan for another machine: a shipped profile, or one that `doctor` wrote.",
+)  # fmt: skip
 _PLAN = (*_BUDGET, *_WORKLOAD, *_PLACEMENT, *_CACHE, *_ENGINE)
 
 _SAMPLING = (
@@ -160,6 +165,23 @@ _COMMON = (
 def plan_options(command: Command) -> Command:
     """Everything that decides placement; collected by `read_plan_options`."""
     return _apply(_PLAN, command)
+
+
+def machine_option(command: Command) -> Command:
+    """`--machine`, of commands that plan for machines which are not here."""
+    return _apply((_MACHINE,), command)
+
+
+def sequence_options(*, sequences: str, cells: str) -> Callable[[Command], Command]:
+    """`--sequences` and `--cells`, with the help that tells what a command does without them."""
+    options = (
+        _option(
+            "-np", "--sequences", "--parallel", "--max-num-seqs", "n_sequences",
+            type=click.IntRange(1, MAX_SEQUENCES), metavar="N", help=sequences,
+        ),
+        _option("--cells", "n_cells", type=_POSITIVE, metavar="N", help=cells),
+    )  # fmt: skip
+    return lambda command: _apply(options, command)
 
 
 def sampling_options(command: Command) -> Command:

@@ -8,7 +8,13 @@ import click
 
 from loadmaster.errors import UsageError
 from loadmaster.interfaces.cli import render
-from loadmaster.interfaces.cli.options import common_options, plan_options, read_plan_options
+from loadmaster.interfaces.cli.options import (
+    common_options,
+    machine_option,
+    plan_options,
+    read_plan_options,
+    sequence_options,
+)
 from loadmaster.plan.codec import plan_to_json
 from loadmaster.plan.compare import Limits
 from loadmaster.tasks.opening import Planner
@@ -18,11 +24,7 @@ from loadmaster.tasks.planning import PlanOptions, require_plan
 @click.command("plan")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @plan_options
-@click.option(
-    "--machine",
-    metavar="NAME|FILE",
-    help="Plan for another machine: a shipped profile, or one that `doctor` wrote.",
-)
+@machine_option
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(min=1),
@@ -34,20 +36,9 @@ from loadmaster.tasks.planning import PlanOptions, require_plan
     type=click.Choice(["chat", "serve", "batch"]),
     help="What to be fast at: one conversation, several, or requests per hour; default: chat.",
 )
-@click.option(
-    "-np",
-    "--sequences",
-    "--parallel",
-    "n_sequences",
-    type=click.IntRange(1, 256),
-    metavar="N",
-    help="Conversations or requests at the same time.",
-)
-@click.option(
-    "--cells",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Tokens of all sequences together; default: `--ctx` for each.",
+@sequence_options(
+    sequences="Conversations or requests at the same time.",
+    cells="Tokens of all sequences together; default: `--ctx` for each.",
 )
 @click.option(
     "--output-tokens",
@@ -130,7 +121,7 @@ def _with_workload(options: PlanOptions, given: dict[str, Any]) -> PlanOptions:
     changes = {
         "kind": given["workload"] or ("serve" if several else "chat"),
         "n_seq_max": given["n_sequences"],
-        "n_cells": given["cells"],
+        "n_cells": given["n_cells"],
         "prompt_tokens": given["prompt_tokens"],
         "output_tokens": given["output_tokens"],
         "shared_tokens": given["shared_tokens"],

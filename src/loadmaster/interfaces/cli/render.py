@@ -48,6 +48,7 @@ def plan_text(plan: Plan) -> str:
         ledger(plan.devices),
         settings_text(plan),
         prediction_text(plan.predicted),
+        stages_text(plan),
         notes_text(plan.notes),
         alternatives_text(plan.alternatives),
     ]
@@ -138,7 +139,7 @@ def settings_flags(engine: EngineSettings, workload: Workload | None = None) -> 
 
 
 UNMEASURED = (
-    "unknown, the machine was not measured: `loadmaster doctor --measure` does it in 20 seconds"
+    "unknown, the machine was not measured: `loadmaster doctor --measure` does it in a minute"
 )
 
 
@@ -175,6 +176,20 @@ def _speeds(predicted: Prediction) -> str:
     return " · ".join(
         f"{name} {_figure(value)} {unit}" for name, value, unit in figures if value is not None
     )
+
+
+def stages_text(plan: Plan) -> str:
+    """Whose turn takes how long, where layers run one GPU after another."""
+    rows = [
+        (stage.device, f"{stage.n_layers} layers", _filled(plan.device(stage.device)),
+         f"{1000 * stage.decode_s:.1f} ms of a token")
+        for stage in plan.predicted.stages
+    ]  # fmt: skip
+    return "one GPU after another\n" + table(rows, right={1, 2, 3}) if rows else ""
+
+
+def _filled(device: DevicePlan) -> str:
+    return f"{100 * device.planned_bytes / max(1, device.budget_bytes):.0f} % of its budget"
 
 
 def _figure(value: float) -> str:

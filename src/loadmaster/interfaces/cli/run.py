@@ -65,9 +65,9 @@ def command(
 ) -> None:
     """Answer one prompt, inside a memory budget.
 
-    MODEL is a GGUF file, or `demo` for the packaged model. The prompt is the argument, the file of
-    `-f` and what is piped in, together. Planned and measured memory go to stderr, the answer to
-    stdout.
+    MODEL is a GGUF file, a folder of safetensors, or `demo` for the packaged model. The prompt is
+    the argument, the file of `-f` and what is piped in, together. Planned and measured memory go to
+    stderr, the answer to stdout.
     """
     if plan_file is not None and prompt is None:
         model, prompt = None, model  # `run --plan FILE PROMPT`: the plan names the model
@@ -123,10 +123,11 @@ def _answer(
 
 
 def _to_json(opened: Opened, answer: Answer, settings: ChatSettings) -> dict[str, object]:
-    plan = opened.session.plan
+    plan, loaded = opened.session.plan, opened.session.loaded
     return {
         "schema_version": 1,
         "backend": opened.backend,
+        **({"attention": loaded.attention} if loaded.attention else {}),
         **answer.to_json(plan.predicted),
         "sampling": to_json(settings.sampling),
         "plan": plan_to_json(plan),

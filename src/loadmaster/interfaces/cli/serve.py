@@ -77,11 +77,11 @@ _KEY_BYTES = 32
 def command(models: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **given: Any) -> None:
     """Serve models over HTTP, inside a memory budget.
 
-    MODEL is a GGUF file, a model of the Hub or of Ollama that is here, or `demo`; `ID=MODEL` gives
-    it the name that clients send. Without one, the packaged model and those of Ollama are offered.
-    The first is loaded now, the others when they are asked for; what does not fit beside them takes
-    the place of the one that was used least recently. Batches of `/v1/batches` are jobs, as in
-    `loadmaster batch`; people's requests go before their items.
+    MODEL is a GGUF file, a folder of safetensors, a model of the Hub or of Ollama that is here, or
+    `demo`; `ID=MODEL` gives it the name that clients send. Without one, the packaged model and
+    those of Ollama are offered. The first is loaded now, the others when they are asked for; what
+    does not fit beside them takes the place of the one that was used least recently. Batches of
+    `/v1/batches` are jobs, as in `loadmaster batch`; people's requests go before their items.
     """
     from loadmaster.interfaces.http.listen import Listening, bind, run
 

@@ -22,7 +22,7 @@ URLS = (*GENERATION_URLS, EMBEDDINGS_URL)
 
 Prompt = str | tuple[int, ...]  # text, or tokens as they are
 
-ANY_JSON = "{}"  # the schema that every value satisfies
+ANY_OBJECT = '{"type": "object"}'  # JSON mode: whatever an object may hold
 _SEEDS = 1 << 32
 _MOST_TOKENS = 1 << 30
 _MOST_CHOICES = 128
@@ -308,7 +308,7 @@ def _json_schema(fields: Fields) -> str | None:
         if holder is None or not isinstance(holder.get("schema"), dict):
             raise wanted.bad("json_schema", "`schema` is missing, or no object")
         return json.dumps(holder.get("schema"))
-    return ANY_JSON if kind == "json_object" else None
+    return ANY_OBJECT if kind == "json_object" else None
 
 
 def _chat_logprobs(fields: Fields) -> int | None:

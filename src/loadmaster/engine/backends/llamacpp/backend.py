@@ -290,6 +290,9 @@ class LlamaCpp:
             device_denied={key: row[2] for key, row in usage.items() if row},
         )
 
+    def flush(self) -> None:
+        """Its buffers are those of the plan, and are made once."""
+
     def close(self) -> None:
         if self._samplers is not None:
             self._samplers.free_all()

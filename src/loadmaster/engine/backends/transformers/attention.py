@@ -5,7 +5,7 @@ keys and values. Here the step's tokens are in one row; their keys and values go
 each part of the step attends to the cells of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,10 +60,10 @@ class SlotAttention:
         step = self._step
         assert step is not None
         index: int = module.layer_idx
-        self._check(index, sliding_window, attention_mask, others)
+        check_layer(self._windows, module, sliding_window, attention_mask, others)
         cells = self._slots.layer(index, key, value)
         cells.put_each(step, key[0], value[0])
-        weigh = _Weighing(scaling, softcap, s_aux, plain=self._plain)
+        weigh = Weighing(scaling, softcap, s_aux, plain=self._plain)
         found = []
         for part in step.parts:
             rows = slice(part.row, part.row + part.n_rows)
@@ -71,24 +71,63 @@ class SlotAttention:
             if part.n_tokens == 1:
                 found.append(weigh.one_each(step, part, queries, cells))
             else:
-                found.append(
-                    weigh.chunk(step, part, queries, key[0, :, rows], value[0, :, rows], cells)
-                )
+                seen = cells.feed(part, key[0, :, rows], value[0, :, rows])
+                found.append(weigh.chunk(step, part, queries, *seen, cells.window))
         return (found[0] if len(found) == 1 else torch.cat(found))[None], None
 
-    def _check(self, index: int, window: int | None, mask: Any, others: dict[str, Any]) -> None:
-        if index >= len(self._windows) or window != self._windows[index]:
-            raise EngineRefusedError(
-                f"layer {index} has a window of {window} tokens, planned was "
-                f"{self._windows[index] if index < len(self._windows) else 'no such layer'}"
-            )
-        if mask is not None or others.get("position_bias") is not None:
-            raise EngineRefusedError(
-                f"layer {index} masks or biases its attention in a way of its own"
-            )
+
+class PromptAttention:
+    """Attention of whole prompts side by side, of which no cell is kept."""
+
+    def __init__(self, windows: Sequence[int | None], *, plain: bool) -> None:
+        self.cut = False
+        self._windows, self._plain = tuple(windows), plain
+        self._step: PackedStep | None = None
+
+    def begin(self, step: PackedStep) -> None:
+        self._step = step
+
+    def attend(
+        self, module: Any, query: Any, key: Any, value: Any, attention_mask: Any,
+        scaling: float | None = None, sliding_window: int | None = None,
+        softcap: float | None = None, s_aux: Any = None, **others: Any,
+    ) -> tuple[Any, None]:  # fmt: skip
+        """As `SlotAttention.attend`."""
+        if self.cut:
+            raise StepCutError
+        step = self._step
+        assert step is not None
+        check_layer(self._windows, module, sliding_window, attention_mask, others)
+        weigh = Weighing(scaling, softcap, s_aux, plain=self._plain)
+        found = []
+        for part in step.parts:
+            rows = slice(part.row, part.row + part.n_rows)
+            seen = (query[0, :, rows], key[0, :, rows], value[0, :, rows])
+            found.append(weigh.chunk(step, part, *seen, self._windows[module.layer_idx]))
+        return (found[0] if len(found) == 1 else torch.cat(found))[None], None
 
 
-class _Weighing:
+def check_layer(
+    windows: Sequence[int | None], module: Any, window: int | None, mask: Any,
+    others: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Raises EngineRefusedError: a layer attends in another way than was planned."""
+    index: int = module.layer_idx
+    if not getattr(module, "is_causal", True):
+        raise EngineRefusedError(
+            f"layer {index} attends in both directions: the model reads texts, and writes none",
+            hint="take a GGUF of the model for embeddings",
+        )
+    if index >= len(windows) or window != windows[index]:
+        planned = windows[index] if index < len(windows) else "no such layer"
+        raise EngineRefusedError(
+            f"layer {index} has a window of {window} tokens, planned was {planned}"
+        )
+    if mask is not None or others.get("position_bias") is not None:
+        raise EngineRefusedError(f"layer {index} masks or biases its attention in a way of its own")
+
+
+class Weighing:
     """How one layer weighs what its tokens see."""
 
     def __init__(
@@ -115,10 +154,10 @@ class _Weighing:
         return found.reshape(n_slots, n_head, -1)
 
     def chunk(
-        self, step: PackedStep, part: Part, queries: Any, keys: Any, values: Any, cells: LayerCells
+        self, step: PackedStep, part: Part, queries: Any, keys: Any, values: Any, window: int | None
     ) -> Any:
-        """Tokens of one sequence: keys are seen by several heads and copied for none."""
-        keys, values = cells.feed(part, keys, values)
+        """Tokens of one sequence, and all that they see: keys are seen by several heads and copied
+        for none."""
         keys, values = keys.to(queries.dtype), values.to(queries.dtype)
         n_head, n_tokens, width = queries.shape
         n_kv = keys.shape[0]
@@ -126,11 +165,11 @@ class _Weighing:
         grouped = queries.reshape(n_kv, group, n_tokens, width)
         keys = keys[:, None].expand(n_kv, group, *keys.shape[1:])
         values = values[:, None].expand(n_kv, group, *values.shape[1:])
-        whole = part.end == n_tokens and (cells.window or n_tokens) >= n_tokens
+        whole = part.end == n_tokens and (window or n_tokens) >= n_tokens
         if whole and not self._plain:
             found = _sdpa(grouped, keys, values, scale=self._scaling, is_causal=True)
             return found.reshape(n_head, n_tokens, -1).transpose(0, 1)
-        mask = step.mask_chunk(part, cells.window, queries.device)
+        mask = step.mask_chunk(part, window, queries.device)
         if self._plain:
             found = self._spelled_out(grouped, keys, values, mask, (n_kv, group, 1, 1))
         else:

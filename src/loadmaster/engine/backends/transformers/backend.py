@@ -1,6 +1,6 @@
 """The `Backend` of transformers and bitsandbytes."""
 
-import ctypes
+import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,10 +10,14 @@ from typing import Any
 import torch
 
 from loadmaster.engine.backends.grammar import Grammars
-from loadmaster.engine.backends.transformers import cuda
+from loadmaster.engine.backends.transformers import cuda, timing
+from loadmaster.engine.backends.transformers.environment import trim
+from loadmaster.engine.backends.transformers.kept import TYPES
+from loadmaster.engine.backends.transformers.kernels import attention_text
 from loadmaster.engine.backends.transformers.opened import OpenModel, filler
 from loadmaster.engine.backends.transformers.samplers import Samplers
 from loadmaster.engine.backends.transformers.sizer import size_of
+from loadmaster.engine.backends.transformers.vectors import VectorModel
 from loadmaster.engine.backends.transformers.vocabulary import Vocabulary
 from loadmaster.engine.backends.transformers.weights import check_settings, load_weights
 from loadmaster.engine.meter import process_memory
@@ -36,6 +40,9 @@ from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.model.hf_source import checkpoint_folder, read_checkpoint
 from loadmaster.plan.types import AnySettings, Sizing, SizingFailure, TransformersSettings
 
+# Tokens of prompts and answers that make a job large: after fewer, what is kept is used again soon.
+FLUSH_TOKENS = 1 << 13
+
 
 class _LoadStopped(BaseException):
     """Not an Exception: transformers collects those of its loading and goes on."""
@@ -48,11 +55,12 @@ class Transformers:
 
     def __init__(self) -> None:
         self._stop_load = False
-        self._open: OpenModel | None = None
+        self._open: OpenModel | VectorModel | None = None
         self._vocabulary: Vocabulary | None = None
         self._samplers: Samplers | None = None
         self._grammars: Grammars | None = None
         self._used: tuple[str, ...] = ()
+        self._n_fed = 0  # tokens since the last flush
 
     # -- before a model is open
 
@@ -65,8 +73,8 @@ class Transformers:
         return size_of(model_path, settings)
 
     def time(self, question: Question) -> tuple[float, ...] | None:
-        """It has no kernels of its own to time."""
-        return None
+        opened = self._open if isinstance(self._open, OpenModel) else None
+        return timing.answer(question, opened)
 
     def open_vocabulary(self, model_path: Path) -> LoadedModel:
         self._vocabulary = Vocabulary(checkpoint_folder(model_path))
@@ -85,22 +93,36 @@ class Transformers:
         self._used = tuple(sorted({device for _, device in settings.device_map}))
         vocabulary = self._vocabulary = Vocabulary(model.folder)
         self._open = opened = self._load(model, settings, progress)
+        told = self._told(opened, vocabulary, model)
+        trim()
+        told["attention"] = attention_text(
+            model,
+            opened.device,
+            TYPES[settings.compute_type],
+            plain=settings.attention == "eager",
+        )
+        return vocabulary.describe(**told, load_s=time.monotonic() - started)
+
+    def _told(
+        self, opened: OpenModel | VectorModel, vocabulary: Vocabulary, model: CheckpointSpec
+    ) -> dict[str, Any]:
+        """What is told of the open model; one that writes text also gets its samplers."""
+        if isinstance(opened, VectorModel):
+            n_ubatch = opened.n_ubatch
+            return {"n_ctx": n_ubatch, "n_ctx_seq": n_ubatch, "n_vocab": opened.n_vocab,
+                    "pooling": opened.pooling, "n_embd": model.n_embd,
+                    "n_embed_max": n_ubatch}  # fmt: skip
         self._grammars = Grammars(lambda: vocabulary.grammar_tokenizer(opened.n_vocab))
         self._samplers = Samplers(self._grammars, vocabulary.piece, opened.n_ctx_seq)
-        _trim()
-        return vocabulary.describe(
-            n_ctx=opened.n_ctx_seq * opened.n_seq_max,
-            n_ctx_seq=opened.n_ctx_seq,
-            n_vocab=opened.n_vocab,
-            load_s=time.monotonic() - started,
-        )
+        n_ctx = opened.n_ctx_seq * opened.n_seq_max
+        return {"n_ctx": n_ctx, "n_ctx_seq": opened.n_ctx_seq, "n_vocab": opened.n_vocab}
 
     def _load(
         self,
         model: CheckpointSpec,
         settings: TransformersSettings,
         progress: Callable[[float], bool],
-    ) -> OpenModel:
+    ) -> OpenModel | VectorModel:
         n_read = 0
 
         def watch(n_bytes: int) -> None:
@@ -110,7 +132,10 @@ class Transformers:
                 raise _LoadStopped
 
         try:
-            return OpenModel(load_weights(model, settings, watch), model, settings)
+            weights = load_weights(model, settings, watch)
+            if settings.pooling is not None:
+                return VectorModel(weights, model, settings, settings.pooling)
+            return OpenModel(weights, model, settings)
         except _LoadStopped:
             raise EngineRefusedError(f"the load of `{model.name}` was stopped") from None
         except (RuntimeError, MemoryError, ValueError, ImportError) as error:
@@ -131,8 +156,8 @@ class Transformers:
 
     @property
     def _model(self) -> OpenModel:
-        if self._open is None:
-            raise EngineError("no model is open")
+        if not isinstance(self._open, OpenModel):
+            raise EngineError("no model is open that writes text")
         return self._open
 
     @property
@@ -149,6 +174,13 @@ class Transformers:
 
     def capabilities(self) -> Capabilities:
         """Cells are shared by copying them: what is saved is the feeding, not the memory."""
+        if isinstance(self._open, VectorModel):
+            return Capabilities(
+                n_seq_max=self._open.n_seq_max,
+                shared_prefix=False,
+                partial_removal=False,
+                state_save=False,
+            )
         has_rings = self._model.slots.ring is not None
         return Capabilities(
             n_seq_max=self._model.n_seq_max,
@@ -190,6 +222,7 @@ class Transformers:
         if done is None:
             return StepResult(tokens={}, cut=True)
         packed, logits = done
+        self._n_fed += len(packed.tokens)
         return self._sampling.choose(logits, packed.outputs)
 
     def decode_run(
@@ -236,9 +269,10 @@ class Transformers:
         self._model.slots.restore(seq_id, state, start)
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        raise UsageError(
-            "the transformers engine makes no embeddings", hint="take a GGUF of the model"
-        )
+        if not isinstance(self._open, VectorModel):
+            raise EngineError("no model is open that makes vectors")
+        self._n_fed += sum(map(len, prompts))
+        return self._open.embed(prompts)
 
     def pair_tokens(self, query: str, document: str) -> list[int]:
         raise UsageError(
@@ -246,20 +280,24 @@ class Transformers:
         )
 
     def commit_peak(self, time_limit_s: float) -> None:
-        """A chunk of n_ubatch tokens at the end of a slot, then a token of every full one."""
-        opened = self._model
-        last = opened.n_ctx_seq - 1
-        n_chunk = min(opened.n_ubatch, last)
+        """A chunk of n_ubatch tokens at the end of a slot, then a token of every full one; or the
+        longest prompt."""
+        opened = self._open
         timer = threading.Timer(max(0.1, time_limit_s), self.interrupt)
         timer.start()
         try:
-            opened.step([filler(0, n_chunk, last - n_chunk)])
+            if isinstance(opened, VectorModel):
+                opened.commit_peak()
+                return
+            last = self._model.n_ctx_seq - 1
+            n_chunk = min(self._model.n_ubatch, last)
+            self._model.step([filler(0, n_chunk, last - n_chunk)])
         finally:
             timer.cancel()
             timer.join()
             self.resume()
-        opened.step([filler(slot, 1, last) for slot in range(opened.n_seq_max)])
-        opened.slots.clear()
+        self._model.step([filler(slot, 1, last) for slot in range(self._model.n_seq_max)])
+        self._model.slots.clear()
 
     def memory(self) -> MemoryReport:
         process = process_memory()
@@ -274,17 +312,18 @@ class Transformers:
             device_denied={},
         )
 
+    def flush(self) -> None:
+        """What torch and the C library keep of freed tensors goes back, after a large job."""
+        if self._n_fed >= FLUSH_TOKENS:
+            self._n_fed = 0
+            gc.collect()
+            cuda.release()
+            trim()
+
     def close(self) -> None:
         self._samplers = None
         self._grammars = None
         if self._open is not None:
             self._open.close()
             self._open = None
-        _trim()
-
-
-def _trim() -> None:
-    """Give freed memory back to the kernel, where the C library can be asked to."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+        trim()

@@ -3,6 +3,7 @@
 The modules beside this one import torch when they are imported; `prepare` comes first.
 """
 
+import ctypes
 import logging
 import os
 from importlib import import_module
@@ -39,3 +40,10 @@ def prepare() -> None:
             raise EngineMissingError(
                 f"the transformers engine cannot import `{package}`: {error}", hint=INSTALL
             ) from None
+
+
+def trim() -> None:
+    """Give freed memory back to the kernel, where the C library can be asked to."""
+    given_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if given_back is not None:
+        given_back(0)

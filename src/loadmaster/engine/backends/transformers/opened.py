@@ -30,19 +30,19 @@ class OpenModel:
         self.n_ctx_seq = settings.n_ctx // settings.n_seq_max
         self.n_ubatch = settings.n_ubatch
         self.n_vocab = int(model.get_output_embeddings().weight.shape[0])
-        self._device = model.get_input_embeddings().weight.device
+        self.device = model.get_input_embeddings().weight.device
         self.slots = Slots(
             n_slots=self.n_seq_max,
             n_cells=self.n_ctx_seq,
-            windows=_windows(spec),
+            windows=windows_of(spec),
             type_k=settings.type_k,
             type_v=settings.type_v,
         )
         self._attention = SlotAttention(
-            self.slots, _windows(spec), plain=settings.attention == "eager"
+            self.slots, windows_of(spec), plain=settings.attention == "eager"
         )
         AttentionInterface.register(attention.NAME, self._attention.attend)
-        _fix_rotary(model, self.n_ctx_seq)
+        fix_rotary(model, self.n_ctx_seq)
         self._make_slots()
 
     def _make_slots(self) -> None:
@@ -50,7 +50,9 @@ class OpenModel:
         try:
             self.logits(PackedStep([filler(0, 1, 0)]))
         except (RuntimeError, MemoryError) as error:
-            raise EngineRefusedError(f"the engine cannot open the model: {_words(error)}") from None
+            raise EngineRefusedError(
+                f"the engine cannot open the model: {words_of(error)}"
+            ) from None
         self.slots.clear()
 
     # -- steps
@@ -70,7 +72,7 @@ class OpenModel:
         except StepCutError:
             return None
         except (RuntimeError, MemoryError) as error:
-            raise EngineError(f"the engine failed a step: {_words(error)}") from None
+            raise EngineError(f"the engine failed a step: {words_of(error)}") from None
         for part in work:
             self.slots.written(part.seq_id, part.position + len(part.tokens))
         return packed, logits
@@ -79,7 +81,7 @@ class OpenModel:
         """A row for each output of the step."""
         self._attention.begin(step)
         with torch.inference_mode():
-            return self._model(**step.inputs(self._device)).logits[0]
+            return self._model(**step.inputs(self.device)).logits[0]
 
     def cut(self, *, now: bool) -> None:
         """End steps at their next layer, or no longer."""
@@ -115,16 +117,17 @@ def filler(seq_id: int, n_tokens: int, position: int) -> SequenceWork:
     return SequenceWork(seq_id=seq_id, tokens=(0,) * n_tokens, position=position, sample=True)
 
 
-def _words(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
+    """What torch said, on one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _windows(spec: CheckpointSpec) -> list[int | None]:
+def windows_of(spec: CheckpointSpec) -> list[int | None]:
     """The window of each layer, as planned."""
     return [spec.n_swa if layer.kind is LayerKind.SWA else None for layer in spec.layers]
 
 
-def _fix_rotary(model: Any, n_ctx_seq: int) -> None:
+def fix_rotary(model: Any, n_ctx_seq: int) -> None:
     """Positions are turned alike in every step, whoever shares it.
 
     `dynamic` and `longrope` choose their frequencies by the longest sequence of a step: another

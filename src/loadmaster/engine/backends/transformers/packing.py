@@ -41,9 +41,11 @@ class Part:
 class PackedStep:
     """One step, decoding sequences first. Masks are made once for all layers that want the same."""
 
-    def __init__(self, work: Sequence[SequenceWork]) -> None:
-        self.decoding = sorted((w for w in work if len(w.tokens) == 1), key=lambda w: w.seq_id)
-        chunks = [w for w in work if len(w.tokens) > 1]
+    def __init__(self, work: Sequence[SequenceWork], *, prompts: bool = False) -> None:
+        """With `prompts` all of them are, those of one token too."""
+        ones = () if prompts else (w for w in work if len(w.tokens) == 1)
+        self.decoding = sorted(ones, key=lambda w: w.seq_id)
+        chunks = [w for w in work if prompts or len(w.tokens) > 1]
         self.work = (*self.decoding, *chunks)
         self.tokens = [token for w in self.work for token in w.tokens]
         self.positions = [w.position + i for w in self.work for i in range(len(w.tokens))]

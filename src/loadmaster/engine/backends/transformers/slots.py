@@ -6,16 +6,16 @@ where a sequence stands in one that has them.
 """
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from loadmaster.engine.backends.transformers.cells import LayerCells
+from loadmaster.engine.backends.transformers.kept import check_type, new_kept
 from loadmaster.errors import EngineError, EngineRefusedError
 from loadmaster.units import Bytes
 
-TYPES: Mapping[str, Any] = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 _STATE = struct.Struct("<4sIIII")  # of a saved state: mark, layers, its bytes a cell, cells, first
 _MARK = b"LMHF"
 
@@ -31,7 +31,7 @@ class Slots:
         self._windows = tuple(windows)
         rings = [window for window in windows if window is not None and window < n_cells]
         self.ring = min(rings, default=None)  # the fewest cells that a layer keeps
-        self._types = (_cache_type(type_k), _cache_type(type_v))
+        self._types = (check_type(type_k), check_type(type_v))
         self._layers: dict[int, LayerCells] = {}
         self._lengths = [0] * n_slots
         self._firsts = [0] * n_slots  # where the cells begin that every layer still has
@@ -45,24 +45,16 @@ class Slots:
             is_ring = window is not None and window < self.n_cells
             n_cells = window if window is not None and is_ring else self.n_cells
             keys, values = (
-                self._new(like, dtype, n_cells)
-                for like, dtype in zip((key, value), self._types, strict=True)
+                new_kept(kind, (self.n_slots, like.shape[1], n_cells, like.shape[3]), like)
+                for like, kind in zip((key, value), self._types, strict=True)
             )
             found = self._layers[index] = LayerCells(keys, values, window, is_ring=is_ring)
         return found
 
-    def _new(self, like: Any, dtype: Any, n_cells: int) -> Any:
-        shape = (self.n_slots, like.shape[1], n_cells, like.shape[3])
-        # Written at once: pages that nobody has touched would not count yet, and what attention
-        # masks out must be a number.
-        with torch.inference_mode():
-            return torch.empty(shape, dtype=dtype, device=like.device).zero_()
-
     def __iter__(self) -> Iterator[Any]:
         """Every tensor, layer by layer."""
         for index in sorted(self._layers):
-            yield self._layers[index].keys
-            yield self._layers[index].values
+            yield from self._layers[index].tensors
 
     def bytes_by_device(self) -> dict[str, Bytes]:
         """What they take, by torch's names of devices."""
@@ -170,15 +162,6 @@ class Slots:
         raise EngineRefusedError(
             f"the engine refused a saved state of {len(state)} bytes: it is of another model"
         )
-
-
-def _cache_type(name: str) -> Any:
-    if name not in TYPES:
-        raise EngineRefusedError(
-            f"the transformers engine has no KV cache of type {name}",
-            hint=f"take one of {', '.join(TYPES)}: `--kv bf16`",
-        )
-    return TYPES[name]
 
 
 def _cell_bytes(tensor: Any) -> int:

@@ -6,37 +6,39 @@ model, nothing is mapped, and nothing of the folder but its weights and its conf
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.quantizers import AutoHfQuantizer
 
 from loadmaster.engine.backends.transformers import attention, cuda
-from loadmaster.engine.backends.transformers.slots import TYPES
+from loadmaster.engine.backends.transformers.kept import TYPES
+from loadmaster.engine.backends.transformers.quantizers import (
+    ScaledConfig,
+    bitsandbytes_config,
+    register,
+)
+from loadmaster.engine.backends.transformers.scaled import DTYPES
 from loadmaster.errors import EngineRefusedError
 from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.model.hf_config import CODE_KEYS
 from loadmaster.model.safetensors import ShardHeader, StoredTensor, parse_header
+from loadmaster.plan.hf_weights import written_out_in_parts
 from loadmaster.plan.types import TransformersSettings
 
 Watch = Callable[[int], None]  # bytes that were read; raises to stop the load
 
-_DTYPES: Mapping[str, Any] = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
 # Beside the fields of its own class: older spellings that transformers translates, and what some
 # families read without declaring it.
 _MORE_KEYS = frozenset({
     "head_dim",
     "rope_theta", "rope_scaling", "rope_local_base_freq", "rotary_pct", "partial_rotary_factor",
     "sliding_window_pattern", "_sliding_window_pattern", "torch_dtype", "architectures",
-    "use_sliding_window", "tie_word_embeddings", "quantization_config",
+    "use_sliding_window", "tie_word_embeddings",
 })  # fmt: skip
 
 
@@ -59,7 +61,7 @@ class StoredWeight:
         with self._path.open("rb") as file:
             _fill(file.fileno(), memoryview(data.numpy()), self._start + tensor.begin, self._path)
         self._watch(tensor.size_bytes)
-        return data.view(_DTYPES[tensor.dtype]).view(tensor.shape)
+        return data.view(DTYPES[tensor.dtype]).view(tensor.shape)
 
 
 def _fill(descriptor: int, room: memoryview, offset: int, path: Path) -> None:
@@ -81,7 +83,7 @@ def open_weights(model: CheckpointSpec, watch: Watch) -> dict[str, StoredWeight]
     for path in (stamp.path for stamp in model.files if stamp.path.suffix == ".safetensors"):
         header = _header(path)
         for tensor in header.tensors:
-            if tensor.dtype not in _DTYPES:
+            if tensor.dtype not in DTYPES:
                 raise EngineRefusedError(f"`{tensor.name}` is of type {tensor.dtype}")
             found[tensor.name] = StoredWeight(path, header.header_bytes, tensor, watch)
     return found
@@ -127,10 +129,10 @@ def check_settings(model: CheckpointSpec, settings: TransformersSettings) -> Non
             f"`{model.name}` is quantized already ({model.stored.label}): it is loaded as it is",
             hint="leave `--quantize` out, or take the unquantized checkpoint",
         )
-    if settings.quantize == "fp8" or (model.stored and "fp8" in model.stored.method):
+    if model.stored is not None and not model.stored.runs:
         raise EngineRefusedError(
-            "FP8 products need a kernel that transformers downloads and runs, which is kept off",
-            hint="of the unquantized checkpoint `--quantize int8` takes as much memory, `nf4` half",
+            f"`{model.name}` is {model.stored.label}, which needs kernels that are not here",
+            hint="take the unquantized checkpoint and `--quantize nf4`, or a GGUF of it",
         )
     if settings.attention == "flash_attention_2":
         raise EngineRefusedError(
@@ -152,13 +154,16 @@ def load_weights(model: CheckpointSpec, settings: TransformersSettings, watch: W
         raise EngineRefusedError(
             f"`{model.architecture}` is a model that transformers runs in a way of its own"
         )
+    register()
+    if model.stored is not None and model.stored.method in ("bnb4", "bnb8"):
+        config.quantization_config = bitsandbytes_config(model, settings.compute_type)
     opened, found = cls.from_pretrained(
         None,
         config=config,
         state_dict=open_weights(model, watch),
         dtype=TYPES[settings.compute_type],
         device_map={name: cuda.torch_device(device) for name, device in settings.device_map},
-        quantization_config=_quantization(settings),
+        quantization_config=_quantization(model, settings),
         attn_implementation=attention.NAME,
         output_loading_info=True,
     )
@@ -166,9 +171,11 @@ def load_weights(model: CheckpointSpec, settings: TransformersSettings, watch: W
     return opened.requires_grad_(False)
 
 
-def _quantization(settings: TransformersSettings) -> Any:
+def _quantization(model: CheckpointSpec, settings: TransformersSettings) -> Any:
     """What transformers is to make of the matrices while it loads them."""
     name = settings.quantize
+    if written_out_in_parts(model, settings):
+        return ScaledConfig(model)
     if name == "none":
         return None
     # Beside a GPU, modules on the CPU are kept as they are: the plan has them so.
@@ -184,6 +191,13 @@ def _quantization(settings: TransformersSettings) -> Any:
         bnb_4bit_compute_dtype=TYPES[settings.compute_type],
         llm_int8_enable_fp32_cpu_offload=mixed,
     )
+
+
+def quantizer_of(model: CheckpointSpec, settings: TransformersSettings) -> Any:
+    """What transformers replaces modules with before a load of a checkpoint that is not quantized:
+    for who counts what it makes."""
+    register()
+    return AutoHfQuantizer.from_config(_quantization(model, settings), pre_quantized=False)
 
 
 def _check_found(found: Any) -> None:
