@@ -34,8 +34,10 @@ from loadmaster.tasks.chat import Chat, ChatSettings, Conversation
 from loadmaster.tasks.session import Opening, Session
 from loadmaster.tasks.template import ChatTemplate
 from loadmaster.units import MIB, Bytes
+from tests import engine_parts
 
 GPU = "gpu:0"
+Run = Callable[..., tuple[int, str, str]]  # of a command: exit code, stdout, stderr
 
 
 def in_own_process(*words: str, stdin: str = "") -> tuple[int, str, str]:
@@ -54,28 +56,10 @@ def in_own_process(*words: str, stdin: str = "") -> tuple[int, str, str]:
 
 def settings(**changes: object) -> EngineSettings:
     """Half of a 10-layer model on one GPU."""
-    base = EngineSettings(
-        n_gpu_layers=5,
-        layers_per_device=(5,),
-        overrides=(),
-        n_ctx=512,
-        n_seq_max=1,
-        n_batch=512,
-        n_ubatch=512,
-        n_outputs_max=1,
-        type_k="f16",
-        type_v="f16",
-        flash_attn=True,
-        offload_kqv=True,
-        op_offload=True,
-        op_offload_min_batch=32,
-        swa_full=False,
-        kv_unified=False,
-        load_mode="none",
-        use_extra_bufts=False,
-        n_threads=2,
-        n_threads_batch=2,
-    )
+    base = replace(
+        engine_parts.SETTINGS, n_gpu_layers=5, layers_per_device=(5,), n_ctx=512, n_batch=512,
+        n_ubatch=512, kv_unified=False, use_extra_bufts=False, n_threads=2, n_threads_batch=2,
+    )  # fmt: skip
     return replace(base, **changes)  # type: ignore[arg-type]
 
 

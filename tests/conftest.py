@@ -1,10 +1,18 @@
-"""Fixtures that need the built engine, the demo model or a stand-in GPU."""
+"""Fixtures that need the built engine, the demo model or a stand-in GPU; Hypothesis' profiles.
 
+On every run Hypothesis tries the same few examples, so that no run fails by chance; in the night it
+looks for others: `HYPOTHESIS_PROFILE=nightly make test`.
+"""
+
+import os
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from loadmaster.engine import builds
 from loadmaster.engine.types import EngineBuild, VirtualDevice
@@ -14,6 +22,10 @@ from loadmaster.units import GIB, Bytes
 CUDA_RULES = SizingRules(
     alignment_bytes=128, row_padding=512, offload_min_batch=32, pinned_host=True
 )
+_COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+hypothesis_settings.register_profile("short", derandomize=True, max_examples=40, **_COMMON)
+hypothesis_settings.register_profile("nightly", max_examples=2000, **_COMMON)
+hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 
 @pytest.fixture(scope="session")

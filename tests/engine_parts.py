@@ -1,10 +1,18 @@
-"""Settings and requests for tests of the engine."""
+"""Settings and requests for tests of the engine, and what its choices are held against."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loadmaster.engine.types import GenerateRequest, LoadRequest, SamplingParams
+from loadmaster.engine.process import Engine
+from loadmaster.engine.types import EngineBuild, GenerateRequest, LoadRequest, SamplingParams
 from loadmaster.model.stamp import current_stamp
 from loadmaster.plan.types import EngineSettings
 from loadmaster.units import Bytes
@@ -32,6 +40,9 @@ SETTINGS = EngineSettings(
     n_threads_batch=1,
 )
 GREEDY = SamplingParams(temperature=0)
+# What is closer to the best is as good: kernels and CPUs round differently.
+WRONG_LOGITS = 0.05
+_FORCED = Path(__file__).parents[1] / "benchmarks" / "batching" / "forced.py"
 
 
 def settings(**changes: Any) -> EngineSettings:
@@ -59,3 +70,27 @@ def request(
     return GenerateRequest(
         request_id=request_id, prompt=tuple(prompt), max_tokens=max_tokens, **fields
     )
+
+
+@contextmanager
+def held(engine: Engine) -> Iterator[None]:
+    """The worker stands still: all that is asked meanwhile is there when it goes on."""
+    os.kill(engine.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(engine.pid, signal.SIGCONT)
+
+
+def gaps(
+    build: EngineBuild, path: Path, prompts: Sequence[list[int]], outputs: Sequence[list[int]]
+) -> list[float]:
+    """The best logit less the chosen one, of every token: of a run alone, fed the same tokens."""
+    requests = [{"prompt": p, "output": o} for p, o in zip(prompts, outputs, strict=True)]
+    engine = {"LLAMA_CPP_LIB_PATH": str(build.lib_dir), "PYTHONPATH": str(build.python_dir)}
+    found = subprocess.run(
+        [sys.executable, str(_FORCED), str(path), "512", "1"], input=json.dumps(requests),
+        env={**os.environ, **engine}, text=True, capture_output=True, check=True,
+    )  # fmt: skip
+    rows: list[list[float]] = json.loads(found.stdout.splitlines()[-1])
+    return [gap for row in rows for gap in row]

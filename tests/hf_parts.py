@@ -14,19 +14,15 @@ from loadmaster.engine.types import LoadRequest
 from loadmaster.model.hf_source import read_checkpoint
 from loadmaster.model.stamp import current_stamp
 from loadmaster.plan.types import TransformersSettings
+from tests import checkpoint_parts
 
-SETTINGS = TransformersSettings(
-    quantize="none",
-    double_quant=False,
+SETTINGS = replace(
+    checkpoint_parts.SETTINGS,
     compute_type="f32",
-    device_map=(("", "cpu"),),
-    attention="sdpa",
-    n_ctx=512,
-    n_seq_max=2,
-    n_ubatch=64,
     type_k="f32",
     type_v="f32",
-    n_threads=1,
+    n_ctx=512,
+    n_seq_max=2,
 )
 SPECIAL = ("<|bos|>", "<|im_end|>", "<|im_start|>")
 TEMPLATE = (

@@ -1,6 +1,7 @@
-"""A small remote model, a patience of parts of a second, and a machine without any other model."""
+"""A small remote model, ways to wait for it, and a machine without any other model."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,22 @@ from loadmaster.tasks.pull import PullOptions
 REPO = "toy/Tiny-GGUF"
 NAME = "Tiny-Q4_K_M.gguf"
 
-HASTY = Patience(
-    connect_s=2, answer_s=0.4, window_s=0.4, window_bytes=1024, attempts=2, backoff_s=0
-)
+PATIENT = Patience(attempts=2, backoff_s=0)
+HASTY = replace(PATIENT, answer_s=0.4, window_s=0.4, window_bytes=1024)
+SLOW = ("slow_body", "slow_header", "silent")
 SMALL = TransferRules(
     chunk_bytes=1 << 12, segment_bytes=1 << 16, sync_bytes=1 << 14, max_failures=2
 )
 
 
-def options(sha256: str | None = None) -> PullOptions:
-    """Short waits and small chunks."""
-    return PullOptions(sha256=sha256, rules=SMALL, patience=HASTY)
+def patience(behaviour: str) -> Patience:
+    """A server that is too slow is found out soon; others may take as long as a busy machine."""
+    return HASTY if behaviour in SLOW else PATIENT
+
+
+def options(sha256: str | None = None, behaviour: str = "honest") -> PullOptions:
+    """Small chunks, for a server that behaves so."""
+    return PullOptions(sha256=sha256, rules=SMALL, patience=patience(behaviour))
 
 
 def content(seed: int = 1, size: int = 300_001) -> bytes:

@@ -18,14 +18,29 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gguf
+import pytest
 from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
 from loadmaster.tasks.planning import demo_model
+
+PATIENCE_S = 240.0  # for what is sure to come: a busy machine may take its time
 
 TOOL_TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}\n{% endif %}"
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 )
+# What a model says that asks for the weather. The name is long: what a server that is held up says
+# in one piece is still not all of it.
+CITY = "Bonn on the Rhine, where it may rain for a week or longer"
+ARGUMENTS = f'{{"city": "{CITY}"}}'
+WEATHER_CALL = f'{{"name": "weather", "arguments": {ARGUMENTS}}}'
+WEATHER_ANSWER = f"One moment.\n<tool_call>\n{WEATHER_CALL}\n</tool_call>"
+# Of modules whose clients are not closed.
+UNCLOSED = [
+    pytest.mark.usefixtures("collected"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 def collect_clients() -> None:
@@ -65,7 +80,7 @@ class Running:
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any, dict[str, str]]:
         """Status, JSON (or text) and headers of one request."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         payload = None if body is None else json.dumps(body)
         connection.request(method, path, payload, headers or {})
         response = connection.getresponse()
@@ -77,7 +92,7 @@ class Running:
 
     def lines(self, path: str, body: Any) -> Iterator[str]:
         """Lines of a streamed response."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         connection.request("POST", path, json.dumps(body))
         response = connection.getresponse()
         assert response.status == 200, response.read()
@@ -97,7 +112,30 @@ class Running:
                     found.append(int(folder.name))
         return found
 
-    def wait_until_idle(self, model: str, *, timeout_s: float = 10.0) -> dict[str, Any]:
+    def events_until(self, kind: str, n: int = 1) -> list[dict[str, Any]]:
+        """What happened to models, from the first event to the n-th of a kind."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        connection.request("GET", "/loadmaster/v1/events")
+        found: list[dict[str, Any]] = []
+        deadline = time.monotonic() + PATIENCE_S
+        for line in connection.getresponse():
+            assert time.monotonic() < deadline, found
+            if line.startswith(b"data: "):
+                found.append(json.loads(line[6:]))
+                if [event["kind"] for event in found].count(kind) == n:
+                    break
+        connection.close()
+        return found
+
+    def n_ended(self, finish_reason: str) -> int:
+        """How many requests ended so."""
+        lines = self.ask("GET", "/metrics")[1].splitlines()
+        counts = [
+            line.rpartition(" ")[2] for line in lines if f'finish_reason="{finish_reason}"' in line
+        ]
+        return sum(map(int, counts))
+
+    def wait_until_idle(self, model: str, *, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """The row of a model once nothing runs or waits on it."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -135,7 +173,7 @@ def serving(*words: str, home: Path, fake: dict[str, Any] | None = None) -> Iter
 
 def _end(process: "subprocess.Popen[str]") -> None:
     try:
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()

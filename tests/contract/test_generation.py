@@ -27,7 +27,8 @@ from tests.engine_parts import load_request, request, settings
 
 pytestmark = pytest.mark.engine
 
-PROMPT = "def read(path):\n    return"
+PROMPT = "def read(path):\n    return"  # 24 clear tokens, as in `test_backends`
+CLOSE = 0.05  # log-probabilities of one step: kernels round differently for few and for many tokens
 FOUR = settings(n_ctx=2048, n_seq_max=4, n_outputs_max=4)
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -212,10 +213,10 @@ def test_a_logprob_for_each_token(engine: Engine, sampling: SamplingParams) -> N
     assert len(logprobs) == done.n_generated
     assert b"".join(bytes(one.raw) for one in logprobs).decode("utf-8", "replace") == text
     for one in logprobs:
-        likelihoods = [logprob for _, _, logprob in one.top]
-        assert len(one.top) == 5
-        assert likelihoods == sorted(likelihoods, reverse=True)
-        assert one.logprob <= likelihoods[0] <= 0
+        found = likelihoods(one)
+        assert len(found) == 5
+        assert found == sorted(found, reverse=True)
+        assert one.logprob <= found[0] <= 0
 
 
 def test_without_alternatives_there_is_the_token_alone(engine: Engine) -> None:
@@ -234,9 +235,15 @@ def test_tokens_of_a_stop_string_are_not_reported(engine: Engine) -> None:
     stop = whole[6:9]
     text, _, logprobs = ended(start(engine, 24, top_logprobs=0, stop=(stop,)))
     shown = b"".join(bytes(one.raw) for one in logprobs).decode()
-    assert logprobs == all_of_it[: len(logprobs)]
+    same = all_of_it[: len(logprobs)]
+    assert [one.token for one in logprobs] == [one.token for one in same]
+    assert [one.logprob for one in logprobs] == pytest.approx([o.logprob for o in same], abs=CLOSE)
     assert shown.startswith(text)
     assert stop not in shown
+
+
+def likelihoods(one: TokenLogprob) -> list[float]:
+    return [logprob for _, _, logprob in one.top]
 
 
 def test_greedy_takes_the_likeliest(llamacpp: Engine) -> None:
@@ -248,14 +255,14 @@ def test_probabilities_are_those_before_sampling(llamacpp: Engine) -> None:
     hot = SamplingParams(temperature=3.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
     _, _, cold = ended(start(llamacpp, 1, top_logprobs=20))
     _, _, warm = ended(start(llamacpp, 1, top_logprobs=20, sampling=hot))
-    assert warm[0].top == cold[0].top
+    assert likelihoods(warm[0]) == pytest.approx(likelihoods(cold[0]), abs=CLOSE)
     assert sum(math.exp(logprob) for _, _, logprob in cold[0].top) <= 1
 
 
 def test_logprobs_ignore_the_schema(llamacpp: Engine) -> None:
     _, _, free = ended(start(llamacpp, 1, top_logprobs=3))
     text, _, bound = ended(start(llamacpp, 60, top_logprobs=3, json_schema=json.dumps(PERSON)))
-    assert bound[0].top == free[0].top
+    assert likelihoods(bound[0]) == pytest.approx(likelihoods(free[0]), abs=CLOSE)
     assert bound[0].token not in [token for token, _, _ in free[0].top]
     assert b"".join(bytes(one.raw) for one in bound).decode() == text
 

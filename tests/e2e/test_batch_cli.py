@@ -1,6 +1,7 @@
 """`loadmaster batch` from the first word to the last, on the fake backend."""
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -8,15 +9,18 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from loadmaster.errors import NotFoundError, OverBudgetError
 from loadmaster.interfaces.cli import main
 from loadmaster.jobs.lock import JobLock
 from loadmaster.jobs.store import JobStore
 from loadmaster.tasks.batch import jobs as batch_jobs
+from loadmaster.tasks.batch.opening import OpenJob, open_in_window
 from loadmaster.tasks.batch.policy import Clock
 from loadmaster.tasks.planning import demo_model
 from tests.batch_parts import Seen, chat, completion, write
@@ -96,7 +100,7 @@ def test_bad_lines_are_listed_and_nothing_is_run(run: Run) -> None:
     assert "error: 3 of 4 lines" in err
     for words in ("line 2: `model`", "line 3: not JSON", "line 4: custom_id `a`"):
         assert words in err
-    assert run("list", "--json")[1] == '{"schema_version": 1, "jobs": []}\n'
+    assert json.loads(run("list", "--json")[1])["jobs"] == []
 
 
 def test_a_changed_line_is_an_error_until_the_job_is_begun_anew(run: Run, requests: Path) -> None:
@@ -107,6 +111,19 @@ def test_a_changed_line_is_an_error_until_the_job_is_begun_anew(run: Run, reques
     assert code == 2
     assert "`c0` stood for another request" in err
     assert run(*words, "--fresh")[0] == 0
+
+
+def test_begun_anew_with_a_bad_file_a_job_keeps_its_answers(run: Run, requests: Path) -> None:
+    words = ("run", "-i", "in.jsonl", "-o", "out.jsonl", *FAKE)
+    run(*words)
+    answered = run("results", "run")[1]
+    requests.write_text("{\n")
+    assert run(*words, "--fresh")[0] == 2
+    assert run("results", "run")[1] == answered
+    [job_id] = batch_jobs.open_shelf().ids()
+    write(requests, [demo(chat("c0"))])
+    with JobLock(batch_jobs.open_shelf().path(job_id)):
+        assert run(*words, "--fresh")[0] == 9
 
 
 def test_another_model_under_the_same_name_is_refused(run: Run, tmp_path: Path) -> None:
@@ -121,6 +138,47 @@ def test_another_model_under_the_same_name_is_refused(run: Run, tmp_path: Path) 
     code, _, err = run(*words, *fake)
     assert code == 7
     assert "the job was begun with" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "-i", "in.jsonl", "-o", "in.jsonl"),
+        ("run", "-i", "in.jsonl", "-o", "out.jsonl", "--error-file", "./out.jsonl"),
+        ("run", "-i", "in.errors.jsonl", "-o", "in.jsonl"),
+        ("submit", "in.jsonl", "-o", "in.jsonl"),
+        ("submit", "in.jsonl", "--error-file", "errors.jsonl"),
+    ],
+)
+def test_no_file_takes_the_place_of_another(
+    run: Run, requests: Path, words: tuple[str, ...]
+) -> None:
+    Path("in.errors.jsonl").write_bytes(requests.read_bytes())
+    before = requests.read_bytes()
+    code, out, err = run(*words, *FAKE)
+    assert (code, out) == (2, "")
+    assert "-o" in err
+    job_id = run("submit", "in.jsonl", "--hold", *FAKE)[1].strip()
+    assert run("results", job_id, "-o", "in.jsonl")[0] == 2
+    assert requests.read_bytes() == Path("in.errors.jsonl").read_bytes() == before
+
+
+def test_ctrl_c_at_the_question_leaves_the_job_for_later(
+    run: Run, requests: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def ask(_: str) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return "yes"
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr("click.termui.visible_prompt_func", ask)
+    code, _, err = run("run", "-i", "in.jsonl", "-o", "out.jsonl", "--rehearse", "3", *FAKE)
+    assert code == 0
+    assert "rehearsed: 3 done, 9 left" in err
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_night(
@@ -205,6 +263,20 @@ def test_a_file_that_mixes_embeddings_with_chats_is_refused(run: Run) -> None:
     assert "line 2: `url`: a job either generates or embeds" in err
 
 
+def test_a_damaged_job_is_listed_as_such(run: Run, requests: Path) -> None:
+    for _ in range(2):
+        run("submit", "in.jsonl", "--hold", *FAKE)
+    shelf = batch_jobs.open_shelf()
+    whole, damaged = shelf.ids()
+    (shelf.path(damaged) / "job.sqlite3").write_bytes(b"rubbish" * 1000)
+    code, out, err = run("list")
+    assert code == 0
+    assert whole in out
+    assert f"{damaged}: cannot be read; `loadmaster batch status {damaged}` says why" in err
+    assert json.loads(run("list", "--json")[1])["unreadable"] == [damaged]
+    assert run("status", damaged)[0] == 65
+
+
 def test_a_finished_job_cannot_be_cancelled(run: Run, requests: Path) -> None:
     run("run", "-i", "in.jsonl", "-o", "out.jsonl", *FAKE)
     code, _, err = run("cancel", "run")
@@ -230,8 +302,57 @@ def test_before_its_window_a_job_has_no_model(run: Run, requests: Path) -> None:
         assert datetime.fromtimestamp(now).hour == 22
         assert said.lines == ["waiting for 22:00-07:00"]
         now -= 3600
-        work.store.ask_to_cancel()
+        work.store.ask_to_cancel(os.getpid())
         assert work.wait_for_window(said, clock) == "cancelled"
+
+
+def test_the_wait_for_its_window_is_no_time_that_a_job_ran(run: Run, requests: Path) -> None:
+    run("submit", "in.jsonl", "--hold", "--window", "22:00-07:00", *FAKE)
+    shelf = batch_jobs.open_shelf()
+    [job_id] = shelf.ids()
+    ticks = itertools.count(0.0, 1000.0)
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    clock = Clock(wall_s=lambda: 0.0, monotonic_s=lambda: next(ticks), sleep=interrupt)
+    window = f"{datetime.fromtimestamp(3600):%H:%M}-{datetime.fromtimestamp(7200):%H:%M}"
+    batch_jobs.change_settings(shelf, job_id, lambda it: replace(it, window=window))
+    with pytest.raises(KeyboardInterrupt), batch_jobs.Run(shelf, job_id) as work:
+        work.wait_for_window(Seen(), clock)
+    with JobStore(shelf.path(job_id)) as store:
+        assert store.job().run_s < 0  # 1,000 s of it were waited, by a clock of the test
+
+
+def test_a_window_that_opens_on_a_busy_card_is_not_lost(run: Run, requests: Path) -> None:
+    run("submit", "in.jsonl", "--hold", "--window", "22:00-07:00", *FAKE)
+    shelf = batch_jobs.open_shelf()
+    [job_id] = shelf.ids()
+    now, last, said = datetime(2026, 3, 1, 21, 59).timestamp(), 6, Seen()
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def open_model() -> OpenJob:
+        if datetime.fromtimestamp(now).minute <= last:
+            raise OverBudgetError("others have the card")
+        raise NotFoundError("the model is gone")
+
+    clock = Clock(wall_s=lambda: now, monotonic_s=lambda: now, sleep=sleep)
+    with batch_jobs.Run(shelf, job_id) as work, pytest.raises(NotFoundError):
+        open_in_window(work, open_model, said, clock)
+    assert said.lines == [
+        "waiting for 22:00-07:00",
+        *["others have the card; trying again in 5 min"] * 2,
+    ]
+    now, last = datetime(2026, 3, 1, 21, 59).timestamp(), 59
+    with batch_jobs.Run(shelf, job_id) as work, pytest.raises(OverBudgetError):
+        open_in_window(work, open_model, said, clock)
+    assert datetime.fromtimestamp(now).hour == 23  # an hour later it has not fitted yet
+    now = datetime(2026, 3, 1, 23, 0).timestamp()  # it need not wait: someone is there
+    with batch_jobs.Run(shelf, job_id) as work, pytest.raises(OverBudgetError):
+        open_in_window(work, open_model, said, clock)
 
 
 def test_a_second_process_is_refused(run: Run, requests: Path) -> None:
@@ -279,6 +400,25 @@ def test_a_rehearsal_asks_and_without_an_answer_stops(run: Run, requests: Path) 
     assert len(output()) == 3
     assert run(*words, "--yes")[0] == 0
     assert len(output()) == 12
+
+
+def test_a_job_in_the_background_holds_nothing_of_the_script_that_began_it(
+    run: Run, requests: Path
+) -> None:
+    later = [f"{datetime.now() + timedelta(hours=n):%H:%M}" for n in (2, 3)]
+    ours, handed_on = os.pipe()
+    os.set_inheritable(handed_on, True)
+    job_id = run("submit", "in.jsonl", "--window", "-".join(later), *FAKE)[1].strip()
+    shelf = batch_jobs.open_shelf()
+    assert shelf.owner(job_id)
+    os.close(handed_on)
+    os.set_blocking(ours, False)
+    assert os.read(ours, 1) == b""  # nobody else can write to it
+    os.close(ours)
+    run("cancel", job_id)
+    while shelf.owner(job_id):
+        os.sched_yield()
+    assert json.loads(run("status", job_id, "--json")[1])["state"] == "cancelled"
 
 
 def test_a_served_name_is_what_lines_may_say(run: Run) -> None:

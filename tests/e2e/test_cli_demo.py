@@ -1,33 +1,15 @@
 """The packaged model on the built engine, through the commands people type."""
 
-import io
 import json
 import re
-import sys
-from collections.abc import Callable
 
 import pytest
 
-from loadmaster.interfaces.cli import main
-from tests.cli_parts import in_own_process
+from tests.cli_parts import Run, in_own_process
 
 pytestmark = pytest.mark.engine
 
-Run = Callable[..., tuple[int, str, str]]
 SMALL = ("-c", "256", "-ub", "64", "--temp", "0", "-n", "24")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line with piped stdin: exit code, stdout, stderr."""
-
-    def call(*words: str, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        code = main.run(words)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_the_measured_buffers_equal_the_plan_and_the_total_is_inside_the_cap() -> None:

@@ -1,6 +1,5 @@
 """The commands from the first word to the last, on the fake backend and the packaged model."""
 
-import io
 import json
 import os
 import pty
@@ -9,29 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from loadmaster.interfaces.cli import main
+from tests.cli_parts import Run
+from tests.serve_parts import PATIENCE_S
 
-Run = Callable[..., tuple[int, str, str]]
 FAKE = ("--backend", "fake")
 SAID = "This is the fake engine: it has no model. "
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line with piped stdin: exit code, stdout, stderr."""
-
-    def call(*words: str, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        code = main.run(words)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_run_streams_the_answer_and_shows_planned_beside_measured(run: Run) -> None:
@@ -199,7 +184,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def wait_for(self, text: str, timeout_s: float = 30.0) -> None:
+    def wait_for(self, text: str, timeout_s: float = PATIENCE_S) -> None:
         """Read on from the last match until `text` has come."""
         deadline = time.monotonic() + timeout_s
         while text not in self.seen[self._matched :]:
@@ -224,7 +209,7 @@ def test_the_chat_on_a_terminal(tmp_path: Path) -> None:
         terminal.wait_for("This")
         terminal.wait_for(">>>")
         terminal.type("\x04")
-        assert terminal.process.wait(30) == 0
+        assert terminal.process.wait(PATIENCE_S) == 0
     [history] = tmp_path.rglob("chat_history")
     assert "hello" in history.read_text()
     assert history.stat().st_mode & 0o077 == 0
@@ -249,7 +234,7 @@ def test_ctrl_c_before_the_answer_ends_the_run_with_130(tmp_path: Path) -> None:
         while not _reads_stdin(process.pid):
             os.sched_yield()
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        process.wait(PATIENCE_S)
         assert b"Traceback" not in process.stderr.read()
     assert process.returncode == 130
 

@@ -1,32 +1,24 @@
 """Sampling options and JSON schemas on the command line, with the fake backend."""
 
-import io
 import json
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from loadmaster.engine.types import SamplingParams
-from loadmaster.interfaces.cli import main
 from loadmaster.interfaces.cli.settings import changed
 from loadmaster.plan import overhead
 from loadmaster.tasks.chat import ChatSettings
+from tests.cli_parts import Run
 
-Run = Callable[..., tuple[int, str, str]]
 FLAG = '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}'
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-        code = main.run(["run", "demo", "Hello", "-n", "64", "--backend", "fake", *words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def run(run: Run) -> Run:
+    """Run the fake engine with these options."""
+    return partial(run, "run", "demo", "Hello", "-n", "64", "--backend", "fake")
 
 
 @pytest.mark.parametrize("from_file", [False, True])

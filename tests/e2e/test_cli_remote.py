@@ -1,33 +1,17 @@
 """From a name on the Hub to an answer: plan it, be told to pull it, pull it, run it."""
 
-import io
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.hostile_server import HostileServer, hub_path, hub_routes
-from loadmaster.interfaces.cli import main
 from tests import remote_parts as parts
+from tests.cli_parts import Run
 
-Run = Callable[..., tuple[int, str, str]]
 FAKE = ("--backend", "fake")
 MODEL = f"hf:{parts.REPO}:Q4_K_M"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line: exit code, stdout, stderr."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-        code = main.run(words)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ import pytest
 from openai import OpenAI
 from openai.types import Batch
 
-from tests.serve_parts import Running, serving
+from tests.openai_parts import openai_client
+from tests.serve_parts import PATIENCE_S, Running, serving
 
 ENDS = ("completed", "failed", "cancelled", "expired")
 FAST = {"tok_s": 4000.0}
@@ -36,20 +37,21 @@ def start(client: OpenAI, items: Iterable[Any], **fields: Any) -> Batch:
     return client.batches.create(input_file_id=made.id, **{**order, **fields})
 
 
-def until_end(client: OpenAI, batch_id: str, timeout_s: float = 60) -> Batch:
-    deadline = time.monotonic() + timeout_s
+def until_end(client: OpenAI, batch_id: str) -> Batch:
+    deadline = time.monotonic() + PATIENCE_S
     while (batch := client.batches.retrieve(batch_id)).status not in ENDS:
         assert time.monotonic() < deadline, (batch.status, batch.request_counts)
         time.sleep(0.05)
     return batch
 
 
-def until_done(client: OpenAI, batch_id: str, n_done: int) -> None:
-    deadline = time.monotonic() + 30
+def until_done(client: OpenAI, batch_id: str, n_done: int) -> int:
+    """Until so many items are done; how many are."""
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         counts = client.batches.retrieve(batch_id).request_counts
         if counts and counts.completed >= n_done:
-            return
+            return counts.completed
         assert time.monotonic() < deadline, counts
         time.sleep(0.02)
 
@@ -63,22 +65,12 @@ def answers(client: OpenAI, file_id: str | None) -> dict[str, Any]:
     return by_id
 
 
-def client_of(server: Running) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     home = tmp_path_factory.mktemp("home")
     words = ("demo", "--embeddings", "vectors=demo", "--parallel", "4", "--ctx", "512")
     with serving(*words, home=home, fake=FAST) as running:
         yield running
-
-
-@pytest.fixture
-def client(server: Running) -> Iterator[OpenAI]:
-    with client_of(server) as one:
-        yield one
 
 
 def test_a_batch_from_upload_to_answers(client: OpenAI) -> None:
@@ -199,7 +191,7 @@ def test_the_document_and_the_metrics_know_of_them(server: Running, client: Open
 @pytest.mark.engine
 def test_a_batch_on_the_packaged_model(tmp_path: Path) -> None:
     items = [chat(n, max_tokens=8) for n in range(8)]
-    with serving("demo", "--ctx", "512", home=tmp_path) as server, client_of(server) as client:
+    with serving("demo", "--ctx", "512", home=tmp_path) as server, openai_client(server) as client:
         ended = until_end(client, start(client, items).id)
         assert ended.status == "completed"
         found = answers(client, ended.output_file_id)

@@ -6,6 +6,7 @@ Files are those of continuedev/continue, at the commits named; `{apiBase}` is
 1. chat, edit, apply    packages/openai-adapters/src/apis/OpenAI.ts @ 5466c8a5
                         core/llm/openaiTypeConverters.ts @ 0228b897 (tools)
 2. autocomplete         core/autocomplete/templating/AutocompleteTemplate.ts @ 3d08fc96
+                        core/autocomplete/CompletionProvider.ts @ 3a156a86 (the temperature)
 3. ollama               core/llm/llms/Ollama.ts @ 94a53516
 4. llama.cpp            core/llm/llms/LlamaCpp.ts @ b9fbdb23
 5. fill in the middle   packages/openai-adapters/src/apis/OpenAI.ts @ 5466c8a5,
@@ -32,6 +33,7 @@ HEADERS = {
     "x-api-key": "",
     "Authorization": "Bearer undefined",
 }
+COLD = 0.01  # of autocomplete, where the user sets none; a chat has none then
 FILL = {
     f"tokenizer.ggml.fim_{name}_token_id": 3 + i for i, name in enumerate(("pre", "suf", "mid"))
 }
@@ -69,7 +71,10 @@ def test_chat(server: Running) -> None:
     )
     assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
     assert chunks[-1]["choices"] == []
-    assert chunks[-1]["usage"]["completion_tokens"] == 8
+    reason = chunks[-2]["choices"][0]["finish_reason"]
+    n_tokens = chunks[-1]["usage"]["completion_tokens"]
+    # No seed is sent: the model may end its answer before the eighth token.
+    assert (reason, n_tokens) == ("length", 8) or (reason == "stop" and 0 < n_tokens <= 8)
 
 
 def test_autocomplete_as_a_completion(server: Running) -> None:
@@ -81,8 +86,9 @@ def test_autocomplete_as_a_completion(server: Running) -> None:
     chunks = data(
         server,
         "/v1/completions",
-        {"model": "qwen-coder", "prompt": prompt, "stop": stops, "max_tokens": 8, "stream": True},
-    )
+        {"model": "qwen-coder", "prompt": prompt, "stop": stops, "max_tokens": 8, "stream": True,
+         "temperature": COLD},
+    )  # fmt: skip
     assert chunks[-1]["choices"][0]["finish_reason"] in ("stop", "length")
     assert all(isinstance(chunk["choices"][0]["text"], str) for chunk in chunks)
 
@@ -97,7 +103,7 @@ def test_autocomplete_of_the_provider_ollama(server: Running) -> None:
         "prompt": "def add(a, b):\n",
         "suffix": "\n",
         "raw": False,
-        "options": {"num_predict": 8, "stop": ["\n\n"], "num_ctx": 512},
+        "options": {"num_predict": 8, "stop": ["\n\n"], "num_ctx": 512, "temperature": COLD},
         "stream": True,
     }
     lines = [json.loads(line) for line in server.lines("/api/generate", body)]
@@ -111,10 +117,11 @@ def test_autocomplete_of_the_provider_ollama_in_one_prompt(server: Running) -> N
         "model": "qwen-coder",
         "prompt": "<|repo_name|>r\n<|fim_prefix|>def add(<|fim_suffix|>):\n<|fim_middle|>",
         "raw": True,
-        "options": {"num_predict": 8, "stop": ["<|endoftext|>"], "mirostat": None, "min_p": 0.1},
+        "options": {"num_predict": 8, "stop": ["<|endoftext|>"], "mirostat": None, "min_p": 0.1,
+                    "temperature": COLD},
         "keep_alive": 1800,
         "stream": True,
-    }
+    }  # fmt: skip
     lines = [json.loads(line) for line in server.lines("/api/generate", body)]
     assert lines[-1]["done"]
     assert "".join(line["response"] for line in lines)
@@ -123,7 +130,8 @@ def test_autocomplete_of_the_provider_ollama_in_one_prompt(server: Running) -> N
 @pytest.mark.parametrize("path", ["/completion", "/completions"])
 def test_autocomplete_of_the_provider_llama_cpp(server: Running, path: str) -> None:
     """core/llm/llms/LlamaCpp.ts, _streamComplete"""
-    body = {"prompt": "def add(", "stream": True, "n_predict": 8, "stop": ["\n\n"], "top_k": 40}
+    body = {"prompt": "def add(", "stream": True, "n_predict": 8, "stop": ["\n\n"], "top_k": 40,
+            "temperature": COLD}  # fmt: skip
     chunks = data(server, path, body)
     assert "".join(chunk["content"] for chunk in chunks)
     assert chunks[-1]["stop"] is True
@@ -251,5 +259,5 @@ def test_infill_takes_pieces_of_other_files(server: Running) -> None:
     }
     status, answer, _ = server.ask("POST", "/infill", body)
     assert status == 200
-    assert answer["tokens_predicted"] == 8
+    assert 0 < answer["tokens_predicted"] <= 8
     assert answer["content"]

@@ -12,23 +12,12 @@ from langchain_ollama import ChatOllama, OllamaEmbeddings
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
-from tests.serve_parts import TOOL_TEMPLATE, Running, changed_demo, collect_clients, serving
+from tests.serve_parts import CITY, TOOL_TEMPLATE, UNCLOSED, Running, changed_demo, serving
+from tests.serve_parts import WEATHER_ANSWER as ANSWER
 
-CALL = '{"name": "weather", "arguments": {"city": "Bonn"}}'
-ANSWER = f"One moment.\n<tool_call>\n{CALL}\n</tool_call>"
 ASK = "Rain in Bonn?"
 
-# These clients leave their connections to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    collect_clients()
+pytestmark = UNCLOSED
 
 
 class Weather(BaseModel):
@@ -92,10 +81,10 @@ def test_tools_are_called_and_their_results_taken(server: Running, kind: str) ->
     chat = chats(server)[kind].bind_tools([weather])
     answer = chat.invoke(ASK)
     (call,) = answer.tool_calls
-    assert (call["name"], call["args"]) == ("weather", {"city": "Bonn"})
+    assert (call["name"], call["args"]) == ("weather", {"city": CITY})
     result = weather.invoke(call)
     assert isinstance(result, ToolMessage)
-    assert result.content == "rain in Bonn"
+    assert result.content == f"rain in {CITY}"
     assert chat.invoke([HumanMessage(ASK), answer, result]).tool_calls
 
 
@@ -107,7 +96,7 @@ def test_streamed_calls_grow(server: Running, kind: str) -> None:
     for chunk in chunks[1:]:
         total = total + chunk
     (call,) = total.tool_calls
-    assert (call["name"], call["args"]) == ("weather", {"city": "Bonn"})
+    assert (call["name"], call["args"]) == ("weather", {"city": CITY})
     fragments = [part["args"] for chunk in chunks for part in chunk.tool_call_chunks]
     least = 1 if kind == "ollama" else 2  # Ollama's form has calls as objects
     assert len([text for text in fragments if text]) >= least

@@ -11,23 +11,12 @@ from llama_index.llms.lmstudio import LMStudio
 from llama_index.llms.ollama import Ollama
 from pydantic import BaseModel
 
-from tests.serve_parts import TOOL_TEMPLATE, Running, changed_demo, collect_clients, serving
+from tests.serve_parts import CITY, TOOL_TEMPLATE, UNCLOSED, Running, changed_demo, serving
+from tests.serve_parts import WEATHER_ANSWER as ANSWER
 
-CALL = '{"name": "weather", "arguments": {"city": "Bonn"}}'
-ANSWER = f"One moment.\n<tool_call>\n{CALL}\n</tool_call>"
 ASK = [ChatMessage(role="user", content="Rain in Bonn?")]
 
-# These clients leave their connections to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    collect_clients()
+pytestmark = UNCLOSED
 
 
 class Weather(BaseModel):
@@ -46,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     home = tmp_path_factory.mktemp("home")
     model = changed_demo(home / "tools.gguf", {"tokenizer.chat_template": TOOL_TEMPLATE})
     words = (f"tools={model}", "--embeddings", "vectors=demo", "--ctx", "1024")
-    fake = {"answer": ANSWER, "eog_after": len(ANSWER), "tok_s": 300}
+    fake = {"answer": ANSWER, "eog_after": len(ANSWER), "tok_s": 150}
     with serving(*words, home=home, fake=fake) as running:
         yield running
 
@@ -81,8 +70,8 @@ def test_a_tool_is_called(ollama: Ollama) -> None:
     tools = [FunctionTool.from_defaults(weather)]
     answer = ollama.chat_with_tools(tools, user_msg="Rain in Bonn?")
     (call,) = ollama.get_tool_calls_from_response(answer)
-    assert (call.tool_name, call.tool_kwargs) == ("weather", {"city": "Bonn"})
-    assert ollama.predict_and_call(tools, "Rain in Bonn?").response == "rain in Bonn"
+    assert (call.tool_name, call.tool_kwargs) == ("weather", {"city": CITY})
+    assert ollama.predict_and_call(tools, "Rain in Bonn?").response == f"rain in {CITY}"
 
 
 def test_a_structured_answer_has_the_schema(ollama: Ollama) -> None:

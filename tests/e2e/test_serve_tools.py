@@ -7,12 +7,17 @@ import pytest
 from anthropic import Anthropic
 from openai import OpenAI
 
-from tests.serve_parts import TOOL_TEMPLATE, Running, changed_demo, serving
-
-ANSWER = (
-    "<think>\nI ask.\n</think>\n\nOne moment.\n"
-    '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call>'
+from tests.serve_parts import (
+    ARGUMENTS,
+    CITY,
+    TOOL_TEMPLATE,
+    WEATHER_CALL,
+    Running,
+    changed_demo,
+    serving,
 )
+
+ANSWER = f"<think>\nI ask.\n</think>\n\nOne moment.\n<tool_call>\n{WEATHER_CALL}\n</tool_call>"
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOLS: Any = [{"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}]
 ASK: Any = [{"role": "user", "content": "Rain in Bonn?"}]
@@ -29,12 +34,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture
-def client(server: Running) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as one:
-        yield one
-
-
 def test_a_call_is_a_call_and_reasoning_is_apart(client: OpenAI) -> None:
     answer = client.chat.completions.create(model="tools", messages=ASK, tools=TOOLS, temperature=0)
     (choice,) = answer.choices
@@ -43,7 +42,7 @@ def test_a_call_is_a_call_and_reasoning_is_apart(client: OpenAI) -> None:
     assert choice.message.tool_calls
     (call,) = choice.message.tool_calls
     assert call.type == "function"
-    assert (call.function.name, call.function.arguments) == ("weather", '{"city": "Bonn"}')
+    assert (call.function.name, call.function.arguments) == ("weather", ARGUMENTS)
     assert choice.message.model_extra == {"reasoning_content": "I ask."}
 
 
@@ -63,7 +62,7 @@ def test_a_streamed_call_has_its_name_once(client: OpenAI) -> None:
             names += [call.function.name] if call.function.name else []
             arguments += [call.function.arguments] if call.function.arguments else []
     assert names == ["weather"]
-    assert "".join(arguments) == '{"city": "Bonn"}'
+    assert "".join(arguments) == ARGUMENTS
     assert len(arguments) > 1  # as they were written, and not at the end
     assert reasons[-1] == "tool_calls"
 
@@ -83,7 +82,7 @@ def test_a_streamed_call_cut_by_max_tokens_says_so_in_every_form(
 ) -> None:
     """What was told of the call stays, and the end says that it is not whole."""
     cut: Any = {"temperature": 0, "stream": True}
-    n = len(ANSWER) - len('nn"}}\n</tool_call>')
+    n = ANSWER.index(CITY) + 2
     chunks = list(
         client.chat.completions.create(
             model="tools", messages=ASK, tools=TOOLS, max_tokens=n, **cut
@@ -155,7 +154,7 @@ def test_anthropics_client_gets_blocks(claude: Anthropic) -> None:
     assert [b.type for b in final.content] == ["thinking", "text", "tool_use"]
     called = final.content[2]
     assert called.type == "tool_use"
-    assert called.input == {"city": "Bonn"}
+    assert called.input == {"city": CITY}
     assert final.usage.output_tokens == whole.usage.output_tokens
     counted = claude.messages.count_tokens(model="tools", messages=ASK, tools=fields["tools"])
     assert counted.input_tokens == whole.usage.input_tokens

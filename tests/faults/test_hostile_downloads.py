@@ -38,7 +38,8 @@ def hostile(behaviour: str = "honest", **settings: object) -> HostileServer:
 def pull_hub(server: HostileServer, watcher: parts.Watcher | None = None) -> Pulled:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", server.url)
-        return pull(NAME, parts.options(), watcher or parts.Watcher())
+        options = parts.options(behaviour=server.behaviour)
+        return pull(NAME, options, watcher or parts.Watcher())
 
 
 def named_files(home: Path) -> list[Path]:
@@ -67,7 +68,7 @@ def test_a_file_of_the_hub(behaviour: str, home: Path) -> None:
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 def test_a_file_of_a_url(behaviour: str, home: Path) -> None:
     expected = REPLACEMENT if behaviour == "etag_changes" else CONTENT
-    options = parts.options(sha256_of(expected))
+    options = parts.options(sha256_of(expected), behaviour)
     with hostile() as other, hostile(behaviour, other=other) as server:
         if BEHAVIOURS[behaviour].ends_well:
             pulled = pull(server.url + PATH, options, parts.Watcher())
@@ -111,12 +112,15 @@ def test_what_is_here_is_verified_and_not_fetched_again() -> None:
         assert "damaged" in watcher.lines[0]
 
 
-def test_an_interrupted_download_goes_on(home: Path) -> None:
-    class Stop(parts.Watcher):
-        def fetching(self, label: str, done_bytes: int, total_bytes: int | None) -> None:
-            if done_bytes > len(CONTENT) // 2:
-                raise KeyboardInterrupt
+class Stop(parts.Watcher):
+    """Ctrl-C when more than half is here."""
 
+    def fetching(self, label: str, done_bytes: int, total_bytes: int | None) -> None:
+        if done_bytes > len(CONTENT) // 2:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_download_goes_on(home: Path) -> None:
     with hostile() as server:
         with pytest.raises(KeyboardInterrupt):
             pull_hub(server, Stop())
@@ -128,11 +132,6 @@ def test_an_interrupted_download_goes_on(home: Path) -> None:
 
 
 def test_an_interrupted_download_of_a_replaced_file_begins_anew() -> None:
-    class Stop(parts.Watcher):
-        def fetching(self, label: str, done_bytes: int, total_bytes: int | None) -> None:
-            if done_bytes > len(CONTENT) // 2:
-                raise KeyboardInterrupt
-
     with hostile() as server:
         with pytest.raises(KeyboardInterrupt):
             pull(server.url + PATH, parts.options(), Stop())

@@ -1,12 +1,7 @@
 """What a server makes of workers that die early, run out of memory or stop decoding, over HTTP."""
 
-import json
-import os
 import resource
-import signal
 import socket
-import time
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +18,20 @@ def body(text: str = "go on", **changes: Any) -> dict[str, Any]:
     return {**fields, "stream": True, "max_tokens": 5, **changes}
 
 
-def events(server: Running, kind: str) -> list[str]:
-    """Texts of a kind of events, up to the last one that is there."""
-    connection = HTTPConnection("127.0.0.1", server.port, timeout=0.3)
-    connection.request("GET", "/loadmaster/v1/events")
-    response = connection.getresponse()
-    found = []
-    try:
-        for line in response:
-            if line.startswith(b"data: "):
-                found.append(json.loads(line[6:]))
-    except TimeoutError:
-        pass
-    connection.close()
-    return [event["text"] for event in found if event["kind"] == kind]
-
-
 def worker_of(server: Running) -> int:
     (worker,) = server.worker_pids()
     return worker
 
 
 def test_a_stream_whose_prompt_was_still_read_goes_on_with_the_next_worker(tmp_path: Path) -> None:
-    with serving("demo", home=tmp_path, fake={"prefill_tok_s": 200.0}) as server:
-        server.wait_until_idle("demo")
+    fault = {"fault": {"kind": "kill", "at_step": 5}}  # a step for each token of the first answer
+    with serving("demo", "--probe", "0", home=tmp_path, fake=fault) as server:
+        assert server.ask("POST", CHAT, body(stream=False, max_tokens=4))[0] == 200
         worker = worker_of(server)
-        connection = HTTPConnection("127.0.0.1", server.port, timeout=30)
-        connection.request("POST", CHAT, json.dumps(body("x" * 300)))
-        response = connection.getresponse()  # the role of its answer; its text is a second away
-        os.kill(worker, signal.SIGKILL)
-        lines = [line for line in response if line.startswith(b"data: ")]
-        connection.close()
-        assert lines[-1].strip() == b"data: [DONE]"
+        lines = [line for line in server.lines(CHAT, body("x" * 300, max_tokens=3)) if line]
+        assert lines[-1] == "data: [DONE]"
         assert worker_of(server) != worker
-        assert len(events(server, "crashed")) == 1
+        assert [event["kind"] for event in server.events_until("ready", 2)].count("crashed") == 1
 
 
 def test_after_it_ran_out_of_memory_the_next_plan_is_smaller_and_says_so(tmp_path: Path) -> None:
@@ -70,8 +45,9 @@ def test_after_it_ran_out_of_memory_the_next_plan_is_smaller_and_says_so(tmp_pat
         server.wait_until_idle("demo")
         assert planned(server) < before
         assert any(
-            "a tenth less memory for the engine, at most cpu" in text
-            for text in events(server, "note")
+            "a tenth less memory for the engine, at most cpu" in event["text"]
+            for event in server.events_until("ready", 2)
+            if event["kind"] == "note"
         )
 
 
@@ -84,9 +60,7 @@ def planned(server: Running) -> int:
 def test_an_idle_model_decodes_a_token_and_nobody_sees_it(tmp_path: Path) -> None:
     fault = {"fault": {"kind": "kill", "at_step": 3}}
     with serving("demo", "--probe", "0.2", home=tmp_path, fake=fault) as server:
-        deadline = time.monotonic() + 20
-        while not events(server, "crashed"):  # its third probe is the fault's third step
-            assert time.monotonic() < deadline
+        server.events_until("crashed")  # its third probe is the fault's third step
         answer = server.ask("GET", "/metrics")[1]
         assert 'requests_total{model="demo"' not in answer
 
@@ -99,7 +73,9 @@ def test_a_client_that_leaves_before_its_body_is_sent_is_no_defect(tmp_path: Pat
         half.sendall(head.encode() + b'{"model"')
         half.close()
         server.wait_until_idle("demo")
-        assert not [text for text in events(server, "note") if "defect" in text]
+        server.ask("POST", "/models/unload", {"model": "demo"})
+        found = server.events_until("unloaded")
+        assert not [event for event in found if "defect" in event["text"]]
 
 
 def test_a_shell_s_limit_of_open_files_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,11 @@ def is_gone(pid: int) -> bool:
     ("kind", "said"),
     [("abort", "SIGABRT"), ("segv", "SIGSEGV"), ("kill", "SIGKILL"), ("exit", "status 3")],
 )
-def test_a_death_is_told_by_signal_or_status(fake: Start, kind: str, said: str) -> None:
+def test_a_death_is_told_by_signal_or_status(
+    fake: Start, monkeypatch: pytest.MonkeyPatch, kind: str, said: str
+) -> None:
+    # The kernel counts the kills for want of memory of the whole machine: of other tests, too.
+    monkeypatch.setattr(watch, "machine_oom_kills", lambda: 0)
     engine = fake(fault={"kind": kind, "at_step": 4})
     end = last(engine)
     assert isinstance(end, DoneEvent)
@@ -320,7 +324,7 @@ def test_a_killed_parent_leaves_no_worker(engine_build: EngineBuild) -> None:
         return
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
-    assert poller.poll(2000), "the worker outlived its parent by 2 s"
+    assert poller.poll(60_000), "the worker outlived its parent by a minute"
     os.close(descriptor)
 
 

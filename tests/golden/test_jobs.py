@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.golden.jobs import CELLS, NIGHT, PLANS, summary
+from loadmaster.plan.types import Quantize
+from tests.golden.jobs import CELLS, HF_CELLS, NIGHT, PLANS, hf_summary, summary
 
 KEPT = json.loads(PLANS.read_text())
 
@@ -12,6 +13,11 @@ KEPT = json.loads(PLANS.read_text())
 @pytest.mark.parametrize("cell", CELLS, ids=" · ".join)
 def test_plans_of_jobs_are_as_kept(cell: tuple[str, str, str]) -> None:
     assert summary(*cell) == KEPT[" · ".join(cell)]
+
+
+@pytest.mark.parametrize("cell", HF_CELLS, ids=" · ".join)
+def test_plans_of_jobs_on_checkpoints_are_as_kept(cell: tuple[str, str, Quantize, str]) -> None:
+    assert hf_summary(*cell) == KEPT[" · ".join(cell)]
 
 
 def test_a_night_on_24_gb_is_worth_many_at_once() -> None:

@@ -160,12 +160,12 @@ def test_arguments_that_are_no_json_make_no_whole_call(text: str) -> None:
 
 
 def test_beginnings_without_an_end_cost_no_more_than_their_length() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for one in ("<function=weather>", "<parameter=city>", '{"name": '):
         text = "</function></parameter>" + one * 20_000
         text = f"<tool_call>{text}</tool_call>"
         assert read(text)[0] == text
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2  # 0.01; minutes where each begins anew
 
 
 def test_text_behind_a_call_without_marks_is_said() -> None:

@@ -1,13 +1,19 @@
 """The executor on a real worker with the fake backend: order, deaths, limits, windows."""
 
 import json
+import os
+import signal
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from loadmaster.errors import EngineError, UsageError
+from loadmaster.engine.backends.fake import ANSWER
+from loadmaster.engine.exchange import Sink
+from loadmaster.engine.types import GenerateRequest
+from loadmaster.errors import EngineError, OverBudgetError, UsageError
 from loadmaster.jobs.store import JobStore
 from loadmaster.tasks.batch.executor import Executor
 from loadmaster.tasks.batch.model import Vectors
@@ -118,6 +124,37 @@ def test_an_item_that_kills_two_workers_fails_and_the_others_go_on(tmp_path: Pat
     assert failed["c17"]["error"]["message"].startswith("2 workers died while it ran")
 
 
+def test_an_old_item_that_kills_late_is_found_by_running_it_alone(tmp_path: Path) -> None:
+    lines = [completion(f"c{i}", f"prompt {i}", max_tokens=40) for i in range(120)]
+    lines.append(completion("killer", "Z", max_tokens=64))  # it begins first, and kills late
+    poison = {"poison": f"Z{ANSWER[:20]}"}
+    with FakeModel(poison, n_sequences=24) as model, new_store(tmp_path, lines) as store:
+        assert run(store, model) == "finished"
+        assert model.n_opened <= 4
+        assert list(failures(store)) == ["killer"]
+        assert len(answers(store)) == 120
+
+
+class Choking(FakeModel):
+    """A model whose worker dies of a text before it is a prompt."""
+
+    def tokens_of(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        if "toxic" in texts:
+            os.kill(self.opened.pid, signal.SIGKILL)
+        return super().tokens_of(texts)
+
+
+def test_an_item_whose_text_kills_two_workers_fails_and_the_others_go_on(tmp_path: Path) -> None:
+    lines = [completion(f"c{i}", "toxic" if i == 17 else f"prompt {i}") for i in range(60)]
+    with Choking() as model, new_store(tmp_path, lines) as store:
+        assert run(store, model) == "finished"
+        assert len(answers(store)) == 59
+        assert model.n_opened == 3
+        error = failures(store)["c17"]["error"]
+    assert error["code"] == "engine_crashed"
+    assert error["message"].startswith("2 workers died over its prompt")
+
+
 def test_the_deaths_of_an_item_are_remembered_across_runs(tmp_path: Path) -> None:
     lines = [completion(f"c{i}", "poison" if i == 1 else f"p{i}") for i in range(3)]
     with new_store(tmp_path, lines) as store:
@@ -175,7 +212,7 @@ def test_a_stop_lets_what_is_in_flight_end(tmp_path: Path) -> None:
 
 def test_a_second_stop_gives_up_what_is_in_flight(tmp_path: Path) -> None:
     lines = [completion(f"c{i}", max_tokens=1000) for i in range(10)]
-    with FakeModel({"tok_s": 200}) as model, new_store(tmp_path, lines) as store:
+    with FakeModel({"tok_s": 20}) as model, new_store(tmp_path, lines) as store:
 
         def look(state: RunState) -> None:
             if state.in_flight:
@@ -190,11 +227,11 @@ def test_a_second_stop_gives_up_what_is_in_flight(tmp_path: Path) -> None:
 
 def test_a_cancellation_from_elsewhere_ends_the_run(tmp_path: Path) -> None:
     lines = [completion(f"c{i}", max_tokens=1000) for i in range(10)]
-    with FakeModel({"tok_s": 200}) as model, new_store(tmp_path, lines) as store:
+    with FakeModel({"tok_s": 20}) as model, new_store(tmp_path, lines) as store:
 
         def look(state: RunState) -> None:
             if state.in_flight:
-                store.ask_to_cancel()
+                store.ask_to_cancel(os.getpid())
 
         assert run(store, model, Seen(on_state=look)) == "cancelled"
 
@@ -208,12 +245,75 @@ def test_limits_end_a_run(tmp_path: Path) -> None:
 
 
 def test_an_item_over_its_deadline_fails_and_the_rest_goes_on(tmp_path: Path) -> None:
+    ahead_s = 0.0
+
+    def look() -> None:
+        nonlocal ahead_s
+        if len(seen.acknowledged) == 4:
+            ahead_s = 100.0
+
+    seen = Seen(on_commit=look)
+    clock = Clock(monotonic_s=lambda: time.monotonic() + ahead_s)
     lines = [completion("slow", max_tokens=2000), *(completion(f"c{i}") for i in range(4))]
-    policy = Policy(deadline_s=0.4)
-    with FakeModel({"tok_s": 500}) as model, new_store(tmp_path, lines) as store:
-        assert run(store, model, policy=policy) == "finished"
+    with FakeModel({"tok_s": 100}) as model, new_store(tmp_path, lines) as store:
+        executor = Executor(store, model, Policy(deadline_s=60.0), seen, clock=clock)
+        assert executor.run() == "finished"
+        executor.close()
         assert len(answers(store)) == 4
         assert failures(store)["slow"]["error"]["code"] == "deadline_exceeded"
+
+
+class Slow(FakeModel):
+    """A model whose engine begins no request before it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[tuple[GenerateRequest, Sink]] = []
+        self.cancelled: list[str] = []
+
+    def cancel(self, request_id: str) -> None:
+        self.cancelled.append(request_id)
+
+    def start(self, request: GenerateRequest, sink: Sink) -> None:
+        self.waiting.append((request, sink))
+
+    def begin(self) -> None:
+        while self.waiting:
+            super().start(*self.waiting.pop())
+
+
+def test_the_wait_for_its_turn_does_not_count_for_a_deadline(tmp_path: Path) -> None:
+    now = 0.0
+
+    def tell() -> float:
+        nonlocal now
+        now += 1.0 if model.waiting else 0.0
+        return now
+
+    def look(state: RunState) -> None:
+        executor.wake()
+        if now > 100.0:
+            model.begin()
+
+    with Slow() as model, new_store(tmp_path, [completion(f"c{i}") for i in range(3)]) as store:
+        policy, clock = Policy(deadline_s=90.0), Clock(monotonic_s=tell)
+        executor = Executor(store, model, policy, Seen(on_state=look), clock=clock)
+        assert executor.run() == "finished"
+        executor.close()
+        assert not model.cancelled
+        assert store.counts().failed == 0
+
+
+def test_a_defect_while_embedding_fails_the_item_and_does_not_hang_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def embed(prompts: Sequence[Sequence[int]]) -> Vectors:
+        raise ValueError("a defect")
+
+    with FakeModel() as model, new_store(tmp_path, [embedding("e", "abc")]) as store:
+        monkeypatch.setattr(model, "embed", embed)
+        assert run(store, model) == "finished"
+        assert "a defect" in json.dumps(failures(store)["e"])
 
 
 class Wall:
@@ -239,10 +339,44 @@ def test_a_closed_window_closes_the_model_until_it_opens(tmp_path: Path) -> None
         policy = Policy(window=parse_window("22:00-07:00"))
         executor = Executor(store, model, policy, Seen(on_state=look), clock=Clock(wall_s=wall))
         assert executor.run() == "finished"
+        assert executor.idle_s > 0
         executor.close()
         assert model.n_opened == 2
         assert len(answers(store)) == 1
     assert closed[:2] == [True, True]
+
+
+def test_a_model_that_finds_no_memory_when_its_window_opens_is_tried_again(tmp_path: Path) -> None:
+    now, wall = 0.0, Wall("2026-01-01T21:00")
+    tries: list[float] = []
+
+    class Crowded(FakeModel):
+        def reopen(self) -> None:
+            if wall.now.hour == 22:
+                tries.append(now)
+                if len(tries) < 5:
+                    raise OverBudgetError("others have the card")
+            super().reopen()
+
+    def look(state: RunState) -> None:
+        nonlocal now
+        now += 100.0
+        wall.now = datetime.fromisoformat("2026-01-01T22:30")
+        executor.wake()
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    with Crowded() as model, new_store(tmp_path, [completion("c")]) as store:
+        policy = Policy(window=parse_window("22:00-07:00"))
+        clock = Clock(wall_s=wall, monotonic_s=lambda: now, sleep=sleep)
+        executor = Executor(store, model, policy, Seen(on_state=look), clock=clock)
+        assert executor.run() == "finished"
+        executor.close()
+        assert store.counts().done == 1
+    assert len(tries) == 5
+    assert tries[3] - tries[2] >= 300.0
 
 
 def test_a_jump_of_the_wall_clock_changes_no_duration(tmp_path: Path) -> None:

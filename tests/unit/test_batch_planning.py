@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,15 @@ def test_a_file_gets_a_plan_and_a_time(tmp_path: Path) -> None:
     half = plan_file(path, "demo", FAKE, output_share=0.5)
     assert half.job.job.output_tokens == 400
     assert half.job.predicted.seconds < found.job.predicted.seconds
+
+
+def test_prompts_that_can_never_fit_are_counted_before_the_night(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", [chat("x" * n) for n in (10, 3000, 20, 4000)])
+    first, *_ = plan_file(path, "demo", FAKE).notes
+    assert first.startswith("2 of 4 prompts are too long and will fail: up to 4")
+    assert first.endswith("tokens, n_ctx is 2048")
+    shorter = replace(FAKE, workload=Workload(n_ctx=128))
+    assert plan_file(path, "demo", shorter).notes[0].startswith("4 of 4 prompts")
 
 
 def test_a_budget_too_small_is_refused_with_its_ledger(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def flight(number: int, deaths: int = 0) -> Flight:
     )  # fmt: skip
     request = parse_completion({"prompt": "a"})
     ready = Ready(item=item, request=request, prompts=((1,),))
-    return Flight(ready=ready, serial=1, started_s=0.0, gatherings=[])
+    return Flight(ready=ready, serial=1, gatherings=[])
 
 
 def test_after_a_death_the_youngest_run_alone() -> None:
@@ -172,8 +172,18 @@ def test_what_is_left_is_told_by_what_was_done() -> None:
     tally.idle(False, 60.0)
     state = tally.state(60.0, in_flight=0, waiting=None)
     assert (state.counts.done, state.counts.left) == (1, 3)
-    assert state.run_s == 10.0  # the wait for a window does not count
+    assert (state.run_s, tally.idle_s(60.0)) == (10.0, 50.0)  # the wait for a window
     assert state.left_s == 30.0
+
+
+def test_items_that_were_refused_say_nothing_of_the_time_that_others_take() -> None:
+    tally = Tally(Counts(done=0, failed=0, left=4), cost_left=100_400, now=0.0)
+    too_long = ItemResult(number=1, failed=True, line={})
+    answered = ItemResult(number=2, failed=False, line={}, prompt_tokens=9, generated_tokens=50)
+    tally.commit([too_long], {1: 100_000})
+    assert tally.state(5.0, in_flight=0, waiting=None).left_s is None
+    tally.commit([answered], {2: 100})
+    assert tally.state(10.0, in_flight=0, waiting=None).left_s == 30.0
 
 
 def test_settings_survive_their_json() -> None:

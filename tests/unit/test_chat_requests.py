@@ -142,7 +142,7 @@ def test_ollamas_options_are_openais_fields() -> None:
     assert asked.generation.max_tokens == 7
     assert asked.generation.sampling.top_k == 3
     assert asked.generation.seed is None
-    assert asked.generation.json_schema == "{}"
+    assert asked.generation.json_schema == '{"type": "object"}'
     assert asked.generation.stream
 
 

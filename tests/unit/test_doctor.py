@@ -26,6 +26,7 @@ from loadmaster.tasks.doctor import (
 from loadmaster.units import GIB, MIB, Bytes
 
 CARD = load_profile("rtx4090-24g")
+OLD_CARD = replace(CARD, gpus=(replace(CARD.gpus[0], compute_capability=(7, 5)),))
 NONE = load_profile("cpu-64g")
 SEEN = (
     DeviceFacts(
@@ -250,6 +251,30 @@ def test_examine_asks_every_engine(tmp_path: Path) -> None:
     assert found.machine.confinements == (GRANTED,)
 
 
+@pytest.mark.parametrize(
+    ("machine", "target", "expected"),
+    [
+        (CARD, "cuda", "SDPA: FlashAttention-2, and"),
+        (CARD, "cpu", "SDPA: its flash kernels for the CPU"),
+        (OLD_CARD, "cuda", "has compute capability 7.5, flash wants 8.0"),
+    ],
+)
+def test_the_engine_of_safetensors_says_which_attention_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine, target: str, expected: str
+) -> None:
+    monkeypatch.setattr(task, "detect_machine", lambda _: machine)
+    python = EngineBuild(id="transformers-5", target=target, version="torch 2", root=tmp_path)
+    found = task.examine(
+        host(tmp_path), Installed(python=python), lambda *_: Answer(confinements=(GRANTED,)), tuple
+    )
+    assert found.safetensors is not None
+    assert expected in found.safetensors.attention
+    assert expected in diagnosis_text(found)
+    told: Any = diagnosis_json(found)["safetensors"]
+    assert (told["id"], told["target"]) == ("transformers-5", target)
+    assert told["attention"] == found.safetensors.attention
+
+
 def test_examine_without_an_engine(tmp_path: Path) -> None:
     found = task.examine(
         host(tmp_path),
@@ -258,6 +283,7 @@ def test_examine_without_an_engine(tmp_path: Path) -> None:
         helpers=tuple,
     )
     assert found.engines == ()
+    assert found.safetensors is None
     assert found.machine.confinements == (REFUSED,)
     codes = [line.code for line in found.advice if line.code != "disk_low"]
     assert codes == ["engine_unreadable", "no_engine"]
@@ -265,7 +291,7 @@ def test_examine_without_an_engine(tmp_path: Path) -> None:
 
 def test_no_installed_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOADMASTER_HOME", str(tmp_path))
-    assert task.find_installed() == Installed()
+    assert replace(task.find_installed(), python=None) == Installed()
 
 
 def test_the_command(

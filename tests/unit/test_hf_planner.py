@@ -12,7 +12,7 @@ from loadmaster.machine.profiles import load_profile
 from loadmaster.machine.types import Machine
 from loadmaster.model.checkpoint import Stored
 from loadmaster.plan.codec import does_not_fit_to_json, plan_from_json, plan_to_json
-from loadmaster.plan.hf_memory import reserved_bytes
+from loadmaster.plan.hf_memory import INT8_BYTES, reserved_bytes
 from loadmaster.plan.hf_weights import loaded_tensors
 from loadmaster.plan.types import CPU, DoesNotFit, TransformersSettings, Workload
 from loadmaster.units import GIB, MIB
@@ -168,10 +168,7 @@ def quantized(method: Any = "bnb4", label: str = "NF4") -> Any:
     ("machine", "knobs", "said"),
     [
         ("m3max-128g", {}, "CUDA and ROCm"),
-        ("rtx3090", {"quantize": "fp8"}, "compute capability 8.9"),
-        ("cpu-64g", {"quantize": "fp8"}, "FP8"),
-        ("rtx4090-24g", {"quantize": "fp8", "n_gpu_layers": 3}, "all layers"),
-        ("rtx3090", {"type_k": "q8_0"}, "llama.cpp's caches"),
+        ("rtx3090", {"type_k": "q5_1"}, "llama.cpp's caches"),
         ("rtx3090", {"load_mode": "mmap"}, "--load-mode"),
         ("rtx3090", {"n_cpu_moe": 3}, "--n-cpu-moe"),
         ("cpu-64g", {"flash_attn": True}, "8.0"),
@@ -189,11 +186,41 @@ def test_nothing_is_quantized_twice() -> None:
     assert parts.fitting(quantized(), "rtx4090-24g").quantization == "NF4"
 
 
-def test_fp8_does_not_become_bf16_in_silence() -> None:
-    with pytest.raises(UsageError, match="make BF16 of it"):
-        parts.plan(quantized("fp8", "FP8"), "rtx3090")
-    with pytest.raises(UsageError, match="CPU does not compute"):
-        parts.plan(quantized("fp8", "FP8"), "cpu-64g")
+def test_fp8_stays_fp8_on_every_device() -> None:
+    for machine in ("rtx3090", "rtx4090-24g", "cpu-64g"):
+        plan = parts.fitting(parts.shape(), machine, quantize="fp8")
+        device = plan.device(CPU if machine == "cpu-64g" else "gpu:0")
+        # 6.979 G weights of matrices in a byte, 1.051 G of embedding and output in 16 bits.
+        assert device.of("model") == pytest.approx(6.979e9 + 1.0507e9 * 2, rel=1e-3)
+        assert any("written out in BF16" in note for note in plan.notes)
+
+
+def test_what_a_product_makes_beside_its_result_is_counted() -> None:
+    def compute(quantize: str) -> int:
+        plan = parts.fitting(parts.shape(), "cpu-64g", quantize=quantize)
+        return plan.device(CPU).of("compute")
+
+    plain = compute("none")
+    # A part of 2**20, as values, as BF16 and in F32.
+    assert compute("fp8") - plain == (1 << 20) * 10
+    # 512 tokens of as many numbers as the widest matrix has rows or columns.
+    assert compute("int8") - plain == 512 * (14336 + INT8_BYTES * 14336)
+
+
+def test_kernels_that_are_not_here() -> None:
+    gptq = replace(quantized("gptq", "GPTQ 4-bit"))
+    gptq = replace(gptq, stored=replace(gptq.stored, runs=False, bits=4))
+    with pytest.raises(UsageError, match="GPTQ 4-bit, whose kernels are for CUDA"):
+        parts.plan(gptq, "cpu-64g")
+    plan = parts.fitting(gptq, "rtx4090-24g")
+    assert any("needs kernels that the engine does not have" in note for note in plan.notes)
+    assert {item.source for item in plan.device("gpu:0").items if item.kind == "model"} == {"bound"}
+
+
+def test_quantized_layers_of_bitsandbytes_are_not_sent_to_a_gpu() -> None:
+    with pytest.raises(UsageError, match="no quantized layers of the CPU") as caught:
+        parts.plan(quantized(), "rtx4090-24g", n_gpu_layers=3)
+    assert "-ngl" in (caught.value.hint or "")
 
 
 def test_more_context_than_the_model_has() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from loadmaster.errors import LoadmasterError
+from loadmaster.errors import DamagedFileError, LoadmasterError
+from loadmaster.model.checkpoint import Stored
 from loadmaster.model.hf_config import parse_config
 from loadmaster.model.hf_source import is_checkpoint, read_checkpoint
 from loadmaster.model.types import LayerKind
@@ -157,3 +158,57 @@ def test_quantized_checkpoints_are_known_by_their_config() -> None:
     assert stored(quant_method="bitsandbytes", load_in_8bit=True) == "bnb8 INT8"
     assert stored(quant_method="fp8", weight_block_size=[128, 128]) == "fp8 FP8"
     assert stored(quant_method="gptq", bits=4) == "gptq GPTQ 4-bit"
+    assert stored(quant_method="fbgemm_fp8") == "fbgemm-fp8 FP8"
+
+
+def compressed(name: str, *weights: object, **more: object) -> Stored:
+    groups = {f"group_{index}": {"weights": one} for index, one in enumerate(weights)}
+    found = {"quant_method": "compressed-tensors", "format": name, "config_groups": groups} | more
+    config = LOADED["llama"]["config"] | {"quantization_config": found}
+    made = parse_config(json.dumps(config).encode(), "config.json").stored
+    assert made is not None
+    return made
+
+
+def test_compressed_tensors_are_known_by_their_groups() -> None:
+    four = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}
+    eight = {"num_bits": 8, "type": "float", "strategy": "channel"}
+    found = compressed("pack-quantized", four)
+    assert (found.label, found.bits, found.block) == ("compressed-tensors INT4", 4, (1, 128))
+    assert found.runs
+    tiles = compressed("float-quantized", {**eight, "block_structure": [128, 128]})
+    assert (tiles.label, tiles.bits, tiles.block) == ("compressed-tensors FP8", 8, (128, 128))
+    assert tiles.runs
+    others: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
+        ("nvfp4-pack-quantized", [{"num_bits": 4, "type": "float"}], {}),
+        ("pack-quantized", [{"num_bits": 3, "type": "int"}], {}),
+        ("mixed-precision", [four, eight], {}),
+        ("pack-quantized", [four], {"transform_config": {"config_groups": {"R1": {}}}}),
+    ]
+    for name, weights, more in others:
+        assert not compressed(name, *weights, **more).runs
+
+
+@pytest.mark.parametrize("groups", [None, {}, {"group_0": {}}, {"group_0": {"weights": {}}}])
+def test_groups_without_weights_are_refused(groups: object) -> None:
+    found = {"quant_method": "compressed-tensors", "config_groups": groups}
+    config = LOADED["llama"]["config"] | {"quantization_config": found}
+    with pytest.raises(DamagedFileError) as caught:
+        parse_config(json.dumps(config).encode(), "config.json")
+    assert caught.value.code == "bad_config"
+
+
+def test_scales_and_a_config_that_knows_nothing_of_them(tmp_path: Path) -> None:
+    folder = write_checkpoint(
+        tmp_path / "m", quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]}
+    )
+    error = refusal(folder)
+    assert error.code == "config_mismatch"
+    assert "no scales" in error.message
+    folder = write_checkpoint(tmp_path / "n")
+    rows = {name: (dtype, shape) for name, (dtype, shape) in LOADED["llama"]["tensors"].items()}
+    rows["model.layers.0.mlp.up_proj.weight_scale_inv"] = ("F32", (1, 1))
+    write_shard(folder / "model.safetensors", rows)
+    error = refusal(folder)
+    assert error.code == "config_mismatch"
+    assert "weight_scale_inv" in error.message

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from loadmaster.model.checkpoint import Stored
+from loadmaster.model.checkpoint import CheckpointSpec, Stored
 from loadmaster.plan.hf_weights import (
+    LoadedTensor,
     device_of,
     four_bit_allocations,
     fp8_allocations,
@@ -42,8 +44,7 @@ def test_bits_per_weight_of_the_4_bit_types() -> None:
 def test_int8_and_fp8() -> None:
     assert int8_allocations(10, 64) == (640, 40)
     assert fp8_allocations(256, 384) == (256 * 384, 2 * 3 * 4)
-    # What tiles do not divide is passed on in 16 bits; its scales are made all the same.
-    assert fp8_allocations(100, 384) == (2 * 100 * 384, 1 * 3 * 4)
+    assert fp8_allocations(100, 385) == (100 * 385, 1 * 4 * 4)  # tiles at the edges count too
 
 
 def test_experts_are_quantized_by_fp8_alone(tmp_path: Path) -> None:
@@ -65,23 +66,52 @@ def test_what_is_on_the_cpu_beside_a_gpu_is_not_quantized(tmp_path: Path) -> Non
     assert kinds == {0: "bf16", 1: "nf4", 2: "nf4"}
 
 
-def test_a_quantized_checkpoint_is_as_it_is_stored(tmp_path: Path) -> None:
-    model = spec(tmp_path)
+def stored_as(model: CheckpointSpec, stored: Stored, **stored_tensors: Any) -> list[LoadedTensor]:
+    """The first matrix of a model as a quantized checkpoint has it, alone; by suffix: type, bytes
+    and shape of its tensors."""
     weight = next(tensor for tensor in model.tensors if tensor.role == "linear")
-    stem = weight.name
-    packed = replace(weight, dtype="U8", shape=(weight.n_elements // 2, 1))
     parts = [
-        replace(packed, size_bytes=Bytes(weight.n_elements // 2)),
-        replace(packed, name=f"{stem}.absmax", role="statistic", size_bytes=Bytes(128)),
-        replace(packed, name=f"{stem}.nested_absmax", dtype="F32", role="statistic",
-                size_bytes=Bytes(4)),
-        replace(packed, name=f"{stem}.quant_state.bitsandbytes__nf4", role="statistic",
-                size_bytes=Bytes(99)),
+        replace(
+            weight, name=f"{weight.module}.{suffix}", dtype=dtype, size_bytes=Bytes(size),
+            shape=shape, role="linear" if index == 0 else "statistic",
+        )
+        for index, (suffix, (dtype, size, shape)) in enumerate(stored_tensors.items())
     ]  # fmt: skip
-    stored = Stored(method="bnb4", label="NF4", double_quant=True)
-    quantized = replace(model, stored=stored, tensors=tuple(parts))
-    sizes = [t.size_bytes for t in loaded_tensors(quantized, SETTINGS) if t.role != "buffer"]
-    assert sizes == [weight.n_elements // 2, 128, 4, 4]  # the description becomes the offset
+    loaded = loaded_tensors(replace(model, stored=stored, tensors=tuple(parts)), SETTINGS)
+    return [tensor for tensor in loaded if tensor.role != "buffer"]
+
+
+def test_four_bits_are_as_they_are_stored(tmp_path: Path) -> None:
+    stored = Stored(method="bnb4", label="NF4", bits=4, double_quant=True)
+    parts: dict[str, Any] = {
+        "weight": ("U8", 2048, (2048, 1)), "weight.absmax": ("U8", 64, (64,)),
+        "weight.nested_absmax": ("F32", 4, (1,)),
+        "weight.quant_state.bitsandbytes__nf4": ("U8", 99, (99,)),
+    }  # fmt: skip
+    (loaded,) = stored_as(spec(tmp_path), stored, **parts)
+    assert loaded.allocations == (2048, 64, 4, 4)  # the description becomes the offset
+    assert (loaded.kind, loaded.n_elements) == ("nf4", 4096)
+
+
+@pytest.mark.parametrize(
+    ("stored", "parts", "kind", "n_elements"),
+    [
+        (Stored(method="fp8", label="FP8", block=(128, 128)),
+         {"weight": ("F8_E4M3", 4096, (64, 64)), "weight_scale_inv": ("F32", 4, (1, 1))},
+         "fp8", 4096),
+        (Stored(method="compressed-tensors", label="compressed-tensors INT4", bits=4),
+         {"weight_packed": ("I32", 2048, (64, 8)), "weight_scale": ("BF16", 256, (64, 2))},
+         "int4", 4096),
+        (Stored(method="bnb8", label="INT8"),
+         {"weight": ("I8", 4096, (64, 64)), "SCB": ("F32", 256, (64,))}, "int8", 4096),
+    ],
+)  # fmt: skip
+def test_matrices_are_counted_with_their_scales(
+    tmp_path: Path, stored: Stored, parts: dict[str, Any], kind: str, n_elements: int
+) -> None:
+    (loaded,) = stored_as(spec(tmp_path), stored, **parts)
+    assert loaded.size_bytes == sum(size for _, size, _ in parts.values())
+    assert (loaded.kind, loaded.n_elements, loaded.is_quantized) == (kind, n_elements, True)
 
 
 def test_the_longest_name_wins() -> None:

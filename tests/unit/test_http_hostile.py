@@ -104,6 +104,49 @@ def test_a_client_that_waits_is_not_hurried(monkeypatch: pytest.MonkeyPatch) -> 
     assert _status([(b"host", b"localhost")], pieces=whole, wait_s=0.05) == 200
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop whose clock can be put forward."""
+
+    ahead_s = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead_s
+
+
+@pytest.mark.parametrize(("piece_bytes", "status"), [(1, 408), (32 << 10, 200)])
+def test_a_body_that_creeps_is_given_up_and_a_slow_one_is_not(
+    piece_bytes: int, status: int
+) -> None:
+    """A piece every 20 s: each is in time, but a byte at a time would take for ever."""
+    left = [{"type": "http.request", "body": b"x" * piece_bytes, "more_body": n < 9}
+            for n in range(10)]  # fmt: skip
+    found = []
+
+    async def receive() -> Message:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, _Loop)
+        await asyncio.sleep(0.001)
+        loop.ahead_s += 20
+        return left.pop(0)
+
+    async def send(message: Message) -> None:
+        found.append(message.get("status"))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            while (await receive()).get("more_body"):
+                pass
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        except UsageError as error:
+            await send({"type": "http.response.start", "status": error.http_status, "headers": []})
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/models",
+             "headers": [(b"host", b"localhost")]}  # fmt: skip
+    with asyncio.Runner(loop_factory=_Loop) as runner:
+        runner.run(guard.Guard(app, guard.Rules())(scope, receive, send))
+    assert found == [status]
+
+
 def _status(
     headers: list[tuple[bytes, bytes]],
     *,

@@ -1,5 +1,6 @@
 """The Hub's API: commits, listings, refusals; and where the token goes."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -31,13 +32,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> "HostileServer":
 
 
 def refusal(server: HostileServer, reference: HubReference) -> LoadmasterError:
-    with server, Hub(parts.HASTY) as hub, pytest.raises(LoadmasterError) as caught:
+    with server, Hub(parts.PATIENT) as hub, pytest.raises(LoadmasterError) as caught:
         hub.files(reference, hub.commit(reference))
     return caught.value
 
 
 def test_a_commit_and_its_files(server: HostileServer) -> None:
-    with server, Hub(parts.HASTY) as hub:
+    with server, Hub(parts.PATIENT) as hub:
         assert hub.commit(REFERENCE) == COMMIT
         (file,) = hub.files(REFERENCE, COMMIT)
     assert file.path == parts.NAME
@@ -50,7 +51,7 @@ def test_listings_go_on_over_pages(server: HostileServer) -> None:
     _, _, rows = server.routes[tree]
     server.routes[f"{tree}/2"] = (200, {}, rows)
     server.routes[tree] = (200, {"Link": f'<{server.url}{tree}/2>; rel="next"'}, rows)
-    with server, Hub(parts.HASTY) as hub:
+    with server, Hub(parts.PATIENT) as hub:
         assert len(hub.files(REFERENCE, COMMIT)) == 2
 
 
@@ -96,11 +97,11 @@ def test_offline_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    with HostileServer({}) as server:
-        url = server.url
-    monkeypatch.setenv("HF_ENDPOINT", url)
-    with Hub(parts.HASTY) as hub, pytest.raises(NetworkError) as caught:
-        hub.commit(REFERENCE)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with Hub(parts.PATIENT) as hub, pytest.raises(NetworkError) as caught:
+            hub.commit(REFERENCE)
     assert "check the connection" in (caught.value.hint or "")
 
 
@@ -132,7 +133,7 @@ def test_the_token_goes_to_its_host_alone(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
     path = hub_path(parts.REPO, parts.NAME)
-    with HostileServer({path: b"GGUF"}) as other, server, Hub(parts.HASTY) as hub:
+    with HostileServer({path: b"GGUF"}) as other, server, Hub(parts.PATIENT) as hub:
         server.behaviour, server.other = "other_host", other
         with hub.http.open(hub.file_url(REFERENCE, COMMIT, parts.NAME)) as reply:
             assert reply.body(4) == b"GGUF"
@@ -145,7 +146,7 @@ def test_the_token_goes_to_its_host_alone(
 def test_the_token_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     token = Token(origin="http://127.0.0.1:1", value=SECRET)
     assert SECRET not in repr(token)
-    with Http(token, patience=parts.HASTY) as http, pytest.raises(NetworkError) as caught:
+    with Http(token, patience=parts.PATIENT) as http, pytest.raises(NetworkError) as caught:
         http.json("http://127.0.0.1:1/x?sig=secret")
     assert SECRET not in f"{caught.value.message}{caught.value.hint}{caught.value.numbers}"
     assert "secret" not in caught.value.message

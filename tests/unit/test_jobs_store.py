@@ -242,6 +242,41 @@ def test_what_a_dead_process_left_is_removed(tmp_path: Path) -> None:
     assert Shelf(tmp_path).ids() == ["batch_one"]
 
 
+def test_of_two_processes_that_make_one_job_the_first_one_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "in.jsonl", [completion("a")])
+    job = NewJob(job_id="batch_one", model="m", settings="{}")
+    shelf = Shelf(tmp_path / "jobs")
+
+    def lines_while_another_makes_it() -> Iterator[BatchLine | BadLine]:
+        yield from read_lines(path, new_check())
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 999999999)
+            create_job(shelf.folder, job, read_lines(path, new_check()), order_of)
+        with JobStore(shelf.path("batch_one")) as store:
+            store.commit([result(1)])
+
+    with pytest.raises(BusyError, match="another process has made job"):
+        shelf.create(job, lines_while_another_makes_it(), order_of)
+    with JobStore(shelf.path("batch_one")) as store:
+        assert store.counts().done == 1
+    assert os.listdir(shelf.folder) == ["batch_one"]
+
+
+def test_a_cancellation_counts_from_the_moment_a_process_has_the_job(tmp_path: Path) -> None:
+    with new_store(tmp_path, [completion("a")]) as store:
+        store.ask_to_cancel(os.getpid())  # while it still reads the file
+        store.begin_run()
+        assert store.cancel_asked()
+        store.end_run("cancelled", None, 1.0)
+        store.begin_run()
+        assert not store.cancel_asked()
+        store.ask_to_cancel(os.getpid() + 1)  # of one that died before it saw it
+        store.begin_run()
+        assert not store.cancel_asked()
+
+
 def test_a_store_that_is_damaged_or_from_later_is_named(tmp_path: Path) -> None:
     with new_store(tmp_path, [completion("a")]) as store:
         folder = store.folder
@@ -263,7 +298,7 @@ def test_a_store_can_be_read_while_it_is_written(tmp_path: Path) -> None:
             store.commit([result(2)])
             assert reader.counts().done == 2
             with pytest.raises(database.JobStoreError):
-                reader.ask_to_cancel()
+                reader.ask_to_cancel(os.getpid())
     with JobStore(store.folder, read_only=True) as reader:
         assert reader.counts().done == 2
 

@@ -29,7 +29,7 @@ def test_a_chat_with_every_field() -> None:
     generation = parse_chat(body).generation
     request = generation.request("id", [1, 2], index=2, default_seed=5, priority=1)
     assert (request.max_tokens, request.stop, request.top_logprobs) == (7, ("END",), 2)
-    assert request.json_schema == "{}"
+    assert request.json_schema == '{"type": "object"}'
     assert request.sampling.seed == 1  # -1 and the index, in 32 bits
     assert (request.sampling.top_k, request.sampling.repeat_penalty) == (0, 1.1)
     assert request.sampling.logit_bias == ((7, -100.0),)

@@ -38,7 +38,7 @@ def test_versions_differ_only_in_what_both_say() -> None:
 
 
 def read(server: HostileServer, at: int, length: int, limit: int = LIMIT) -> tuple[bytes, int]:
-    with Http(patience=parts.HASTY) as http:
+    with Http(patience=parts.patience(server.behaviour)) as http:
         file = RemoteFile(http, server.url + "/m.gguf", "m.gguf", limit_bytes=limit)
         try:
             return file.read_at(at, length), file.bytes_read
@@ -95,7 +95,7 @@ def test_a_server_that_misbehaves_is_refused_in_time(behaviour: str) -> None:
 
 def test_a_file_that_changes_between_two_reads_is_noticed() -> None:
     other = parts.content(seed=2, size=700_000)
-    with HostileServer({"/m.gguf": CONTENT}) as server, Http(patience=parts.HASTY) as http:
+    with HostileServer({"/m.gguf": CONTENT}) as server, Http(patience=parts.PATIENT) as http:
         file = RemoteFile(http, server.url + "/m.gguf", "m.gguf", limit_bytes=LIMIT)
         server.behaviour, server.replacement = "etag_changes", type(server.files["/m.gguf"])(other)
         server.traffic.body_bytes = len(CONTENT)

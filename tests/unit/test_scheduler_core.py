@@ -323,3 +323,68 @@ def test_a_cut_that_takes_all_cells_feeds_them_again() -> None:
     run.give(StepCut(lost=[0]))
     run.finish()
     assert tuple(run.streams["a"]) == solo((1, 2, 3), 6)
+
+
+# -- prompts beside prompts
+
+
+def test_who_needs_little_is_fed_beside_a_long_prompt_and_others_after_it() -> None:
+    run = Run(limits(n_ctx=400, n_batch=16, n_ubatch=16))
+    run.submit("long", tuple(range(1, 5)) * 10)
+    run.submit("middling", (7,) * 6)  # more than a quarter of a step
+    run.submit("little", (8,) * 4)
+    assert lengths(run.decide()) == [(0, 12), (2, 4)]
+
+
+def test_the_first_prompt_has_half_of_a_step_at_least() -> None:
+    run = Run(limits(n_ctx=400, n_seq_max=8, n_batch=16, n_ubatch=16))
+    run.submit("long", tuple(range(1, 5)) * 10)
+    for index in range(7):
+        run.submit(f"little {index}", (index,) * 3)
+    assert lengths(run.decide()) == [(0, 10), (1, 3), (2, 3)]
+
+
+def test_of_the_items_of_a_job_each_has_a_token_at_least() -> None:
+    run = Run(limits(n_ctx=400, n_batch=16, n_ubatch=16))
+    for name in "abc":
+        run.submit(name, (ord(name),) * 30, priority=1)
+    assert lengths(run.decide()) == [(0, 14), (1, 1), (2, 1)]
+
+
+# -- answers beside prompts
+
+
+def answering_beside(prompt_priority: int, **changes: int) -> list[int]:
+    """How many answer in each step while a long prompt is fed beside eight that answer."""
+    run = Run(limits(n_ctx=400, n_seq_max=12, n_batch=16, n_ubatch=16, n_seq_ids=20, **changes))
+    for i in range(8):
+        run.submit(f"a{i}", (i, 1), max_tokens=60)
+    run.run_step()
+    run.submit("long", tuple(range(1, 5)) * 25, priority=prompt_priority)
+    found = []
+    while not run.streams["long"]:
+        step = run.decide()
+        assert step is not None
+        found.append(sum(part.sample and len(part.tokens) == 1 for part in step.work))
+        run.run_step()
+    return found
+
+
+def test_many_answers_sit_out_while_a_person_s_prompt_is_fed() -> None:
+    """Eight of them, four for each step in the mean: every second step has all."""
+    found = answering_beside(0, answers_beside=4)
+    assert found[:4] == [0, 8, 0, 8]
+    assert len(found) < len(answering_beside(0))
+
+
+def test_few_answers_do_not() -> None:
+    assert set(answering_beside(0, answers_beside=8)) == {8}
+    assert set(answering_beside(0)) == {8}
+
+
+def test_no_answer_sits_out_more_than_three_steps_in_a_row() -> None:
+    assert answering_beside(0, answers_beside=1)[:5] == [0, 0, 0, 8, 0]
+
+
+def test_beside_the_items_of_a_job_nobody_sits_out() -> None:
+    assert set(answering_beside(1, answers_beside=1)) == {8}

@@ -10,7 +10,7 @@ from loadmaster.engine.backends.grammar import Constraint, Grammars, byte_tokeni
 from loadmaster.engine.types import SCHEMA_FAILED, DoneEvent
 from loadmaster.errors import UsageError
 from loadmaster.tasks.api.openai_fields import Fields
-from loadmaster.tasks.api.openai_requests import ANY_JSON
+from loadmaster.tasks.api.openai_requests import ANY_OBJECT
 from loadmaster.tasks.api.tool_requests import read_tools
 from loadmaster.tasks.schema_trial import SchemaTrial
 from loadmaster.tasks.serving.answer import failure_of
@@ -31,7 +31,7 @@ def test_what_passes_is_known_from_then_on(trial: SchemaTrial) -> None:
     assert not trial.knows(schema)
     trial.check(schema)
     assert trial.knows(schema)
-    assert trial.knows(ANY_JSON)
+    assert trial.knows(ANY_OBJECT)
 
 
 def test_what_takes_for_ever_is_ended_and_the_next_one_is_tried(trial: SchemaTrial) -> None:
@@ -39,7 +39,7 @@ def test_what_takes_for_ever_is_ended_and_the_next_one_is_tried(trial: SchemaTri
     with pytest.raises(UsageError, match=r"more than 0\.5 s") as refusal:
         trial.check(AT_ONCE)
     assert refusal.value.code == "schema_too_complex"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert not trial.knows(AT_ONCE)
     trial.check('{"const": 1}')
 

@@ -3,16 +3,18 @@
 import asyncio
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.serving import kills, leaving
+from benchmarks.serving import keeping, kills, leaving
 from benchmarks.serving.client import Seen, ask, chat, verdict
 from benchmarks.serving.tally import GRACE_S, Tally, fake_truth
 from benchmarks.serving.truth import _token_ids
 from loadmaster.engine.backends.fake import ANSWER
 
+STEP_S = 0.02
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 TEXT = b'data: {"choices":[{"delta":{"content":"This"}}]}\n\n'
 FINISH = b'data: {"choices":[{"delta":{},"finish_reason":"length"}]}\n\n'
@@ -25,7 +27,7 @@ def chunks(*events: bytes) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in events)
 
 
-def answered(raw: bytes, *, closes: bool = True, limit_s: float = 5.0) -> Seen:
+def answered(raw: bytes, *, closes: bool = True, limit_s: float = 60.0) -> Seen:
     """What a client sees of a server that says this and nothing else."""
 
     served = asyncio.Event()
@@ -102,13 +104,16 @@ def test_the_fake_engine_says_its_answer_over_and_over() -> None:
 
 
 class Rows:
-    """A server that frees a sequence after so long."""
+    """A server that frees a sequence once it was asked so often after the time allowed."""
 
-    def __init__(self, free_after_s: float) -> None:
-        self.free_s = time.monotonic() + free_after_s
+    def __init__(self, n_late: int) -> None:
+        self.n_late = n_late
+        self.allowed_s = time.monotonic() + STEP_S + GRACE_S
 
     async def row(self) -> dict[str, Any]:
-        return {"n_running": 2 + (time.monotonic() < self.free_s), "n_waiting": 0}
+        taken = self.n_late > 0
+        self.n_late -= time.monotonic() > self.allowed_s
+        return {"n_running": 2 + taken, "n_waiting": 0}
 
 
 class Leaves:
@@ -122,16 +127,16 @@ class Leaves:
         return time.monotonic()
 
 
-@pytest.mark.parametrize(("free_after_s", "late"), [(0.0, 0), (GRACE_S + 0.04, 1)])
-def test_a_sequence_that_is_free_too_late_is_counted(free_after_s: float, late: int) -> None:
+@pytest.mark.parametrize(("n_late", "late"), [(0, 0), (2, 1)])
+def test_a_sequence_that_is_free_too_late_is_counted(n_late: int, late: int) -> None:
     tally = Tally()
-    server: Any = Rows(free_after_s)
+    server: Any = Rows(n_late)
     ground = leaving.Ground(
         server=server, tally=tally, truth=None, beside_tokens=1, long_prompt="",
-        decode_step_s=0.02, prefill_step_s=0.02,
+        decode_step_s=STEP_S, prefill_step_s=STEP_S,
     )  # fmt: skip
     client: Any = Leaves()
-    asyncio.run(ground.left(client, "decode", reset=False, step_s=0.02))
+    asyncio.run(ground.left(client, "decode", reset=False, step_s=STEP_S))
     assert tally.figures()["late_frees"] == late
 
 
@@ -151,3 +156,20 @@ def test_the_demo_model_s_tokens_are_found_by_their_bytes() -> None:
     assert ids[b"!"] == 3
     assert len(ids) > 4000
     assert all(isinstance(raw, bytes) for raw in ids)
+
+
+def test_a_batchs_text_is_looked_for_outside_of_its_folder(tmp_path: Path) -> None:
+    text, kept = "text-of-a-batch", tmp_path / "home" / "state"
+    closed, open_ = kept / "jobs", kept / "open"
+    for folder, mode in ((closed, 0o700), (open_, 0o755)):
+        folder.mkdir(parents=True)
+        folder.chmod(mode)
+        (folder / "content").write_text(text)
+        (folder / "content").chmod(0o644)
+    (tmp_path / "home" / "log").write_text(text)
+    (kept / text).touch(mode=0o600)
+    hits = list(keeping.astray(text, [tmp_path], kept))
+    found = {hit.partition(": ")[2] for hit in hits}
+    assert len(hits) == 3
+    assert found == {"outside of state", "its name", "others can read it"}
+    assert keeping.count_kept(text, kept) == 3

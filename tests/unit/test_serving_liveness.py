@@ -169,7 +169,7 @@ def test_a_model_for_vectors_embeds() -> None:
         engine.embed = embed  # type: ignore[method-assign]
         opened = opened_with(engine, pooling="mean")
         pass_time(live, opened, 0, 31)
-        await asyncio.wait_for(embedded.wait(), 5)
+        await asyncio.wait_for(embedded.wait(), 60)
         assert engine.requests == []
 
     looking(work)

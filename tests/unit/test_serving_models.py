@@ -83,7 +83,7 @@ def run(bench: Bench, work: Callable[[Serving], Awaitable[None]], **changes: Any
         options = replace(ServeOptions(plan=PlanOptions()), **changes)
         serving = Serving(offers, options, bench, close=bench.close)
         try:
-            await asyncio.wait_for(work(serving), 20)
+            await asyncio.wait_for(work(serving), 120)
         finally:
             await serving.close()
         return serving
@@ -208,9 +208,10 @@ def test_a_model_nobody_uses_is_unloaded() -> None:
 
     async def work(serving: Serving) -> None:
         await ask(serving, "a")
-        while ready(serving):
+        while not bench.closed:
             await asyncio.sleep(0.01)
         assert bench.closed == ["a"]
+        assert not ready(serving)
 
     run(bench, work, keep_alive_s=0.05)
 

@@ -78,9 +78,12 @@ def test_a_long_job_is_as_its_part() -> None:
 def test_ten_thousand_items_take_no_time() -> None:
     traffic, rates, settings = toy_setting(n_seq_max=64, n_ctx=65536)
     job = replace(job_of(*[(1000, 50 + 20 * i, 20 + i, 0) for i in range(10)]), mixed=True)
-    start = time.process_time()
-    simulate(traffic, rates, settings, job)
-    assert time.process_time() - start < 0.25  # 0.02 on an idle core
+    took = []
+    for _ in range(3):
+        start = time.process_time()
+        simulate(traffic, rates, settings, job)
+        took.append(time.process_time() - start)
+    assert min(took) < 0.25  # 0.02 on an idle core
 
 
 def test_a_prediction_needs_a_machine_and_a_model_alone() -> None:

@@ -126,7 +126,7 @@ def test_bombs_of_time_stop_at_the_limit(source: str) -> None:
     started = time.monotonic()
     with pytest.raises(DamagedFileError, match=r"more than|Recursion"):
         render(source, cpu_limit_s=0.2)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_a_template_works_again_after_its_child_was_killed() -> None:
