@@ -158,6 +158,8 @@ class DoneEvent:
     decode_s: float
     error: str | None = None
     n_preempted: int = 0  # how often it gave its cells up and went on later
+    n_drafted: int = 0  # tokens fed as drafts
+    n_accepted: int = 0  # of them, those that were then sampled
 
 
 GenerateEvent = TextEvent | PrefillEvent | DoneEvent
@@ -227,18 +229,28 @@ class Capabilities:
     n_seq_ids: int | None = None  # ids from n_seq_max on can hold cells, but not be in a step
     shared_at_end: bool = False  # cells are shared only where a sequence stands
     partial_state: bool = False  # the end of a sequence can be saved without its beginning
+    drafts: bool = False  # what a step fed can be dropped from its sequence again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """What a sequence sampled after its first token: each of them but the last was its draft's."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()  # of each, if it reports them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """The sampled token of each sequence that asked for one."""
+    """The sampled token of each sequence that asked for one; with a draft, its first."""
 
     tokens: Mapping[int, int]
     cut: bool = False  # `interrupt` ended the step early; its cells are to be dropped
     no_room: bool = False  # the engine found no cells for it; nothing was fed
     logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)  # of those that report them
-    ended: Collection[int] = ()  # their JSON value is complete with this token
+    ended: Collection[int] = ()  # their JSON value is complete with the last token
     failed: Mapping[int, str] = field(default_factory=dict)  # the schema got too complex: why
+    accepted: Mapping[int, Accepted] = field(default_factory=dict)  # of sequences with a draft
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,7 +342,8 @@ class Backend(Protocol):
         """Make a sampler for a sequence; its cells stay. Penalties count `recent` as said."""
 
     def step(self, work: Sequence[SequenceWork]) -> StepResult:
-        """One llama_decode over all the work, then one sample for each sequence that asks.
+        """One llama_decode over all the work, then a sample for each sequence that asks; with a
+        draft, samples as far as it goes. The cells of what was not accepted stay.
 
         Raises:
             EngineError: the step failed; the worker is not used again.

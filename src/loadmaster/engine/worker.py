@@ -23,6 +23,7 @@ from typing import Any
 
 from loadmaster.engine.backends import open_backend
 from loadmaster.engine.confine import cap_data, confine_worker
+from loadmaster.engine.drafts import step_costs
 from loadmaster.engine.driver import Driver
 from loadmaster.engine.meter import process_memory
 from loadmaster.engine.remote_errors import error_json
@@ -43,7 +44,7 @@ from loadmaster.engine.wire import Channel, Frame
 from loadmaster.errors import EngineError, LoadmasterError, ModelChangedError
 from loadmaster.machine.types import Confinement
 from loadmaster.model.stamp import check_unchanged
-from loadmaster.plan.types import AnySettings
+from loadmaster.plan.types import DRAFT_STEP_TOKENS, AnySettings, EngineSettings
 from loadmaster.scheduler.types import Limits
 from loadmaster.schema import from_json, to_json
 from loadmaster.units import Bytes
@@ -250,6 +251,8 @@ class Worker:
             shared_at_end=capabilities.shared_at_end,
             partial_state=capabilities.partial_state,
             state_bytes=_state_room(request) if capabilities.state_save else 0,
+            n_draft=request.settings.n_draft if capabilities.drafts else 0,
+            n_draft_step=_draft_step(request.settings),
         )
         self._ram_cap_bytes = request.ram_cap_bytes if request.state_bytes is None else None
         self._driver = Driver(
@@ -279,6 +282,8 @@ class Worker:
     def _commit_peak(self, frame: Frame) -> tuple[object, bytes]:
         self._running.forget()
         self._opened.commit_peak(float(frame.body["time_limit_s"]))
+        if self._running.n_draft_step:
+            self._running.note_costs(step_costs(self._opened, self._running.n_draft_step))
         if self._ram_cap_bytes is not None:  # half of what is left now that all else is in use
             left = self._ram_cap_bytes - process_memory().own_bytes
             self._running.allow_states(max(0, left) // 2)
@@ -350,6 +355,13 @@ class Worker:
 any_settings: Any = AnySettings
 list_of_tokens: Any = tuple[int, ...]
 lists_of_tokens: Any = tuple[tuple[int, ...], ...]
+
+
+def _draft_step(settings: AnySettings) -> int:
+    """Tokens of a step with drafts: of one pass, and not more than it may have outputs."""
+    n_tokens = min(DRAFT_STEP_TOKENS, settings.n_ubatch, settings.n_batch)
+    outputs = settings.n_outputs_max if isinstance(settings, EngineSettings) else n_tokens
+    return min(n_tokens, outputs)
 
 
 def _state_room(request: LoadRequest) -> int:

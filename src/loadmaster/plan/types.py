@@ -19,6 +19,9 @@ WorkloadKind = Literal["chat", "serve", "batch"]
 # What a safetensors checkpoint's linear weights are made while they load; none: as computed.
 Quantize = Literal["none", "int8", "nf4", "fp4", "fp8"]
 
+# Tokens of a step with drafts: the kernels of a CPU take 16 at once, and then 4.
+DRAFT_STEP_TOKENS = 16
+
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 
@@ -88,6 +91,7 @@ class Knobs:
     kv_unified: bool | None = None  # one cache for all sequences, or one for each
     pooling: Pooling | None = None  # open it for embeddings or ranks instead of text
     adapters: tuple[Adapter, ...] = ()
+    n_draft: int | None = None  # tokens that a sequence may bring into a step as a draft
     quantize: Quantize | None = None  # of a safetensors checkpoint, while it loads
     double_quant: bool | None = None
 
@@ -120,6 +124,7 @@ class EngineSettings:
     # One vector for a prompt, instead of text: the mean of its tokens' vectors, that of the first
     # or the last, or a rank. Every token of a step is an output then.
     pooling: Pooling | None = None
+    n_draft: int = 0  # tokens that a sequence may bring into a step as a draft
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +143,7 @@ class TransformersSettings:
     type_k: str
     type_v: str
     n_threads: int
+    n_draft: int = 0  # tokens that a sequence may bring into a step as a draft
 
     @property
     def kv_unified(self) -> bool:

@@ -33,6 +33,7 @@ from loadmaster.engine.backends.fake_speech import (
     N_EMBD,
     Speech,
     counts,
+    follow,
     likeness,
     result,
 )
@@ -203,6 +204,7 @@ class Fake:
             state_save=True,
             n_seq_ids=max(self._settings.n_seq_max, _N_SEQ_IDS),
             partial_state=True,
+            drafts=True,
         )
 
     def commit_peak(self, time_limit_s: float) -> None:
@@ -265,8 +267,15 @@ class Fake:
                 raise EngineError(f"the fake engine has {len(cells)} cells, not {part.position}")
             cells += part.tokens
             self._swallow(cells)
-        tokens = {p.seq_id: self._speeches[p.seq_id].next() for p in work if p.sample}
-        return result(tokens, self._speeches)
+        speeches = self._speeches
+        said = {
+            part.seq_id: follow(
+                speeches[part.seq_id], part.tokens[len(part.tokens) - part.n_draft :]
+            )
+            for part in work
+            if part.sample
+        }
+        return result(said, speeches, [part.seq_id for part in work if part.n_draft])
 
     def decode_run(
         self, first: SequenceWork, n_max: int, go_on: Callable[[], bool], *, stop_at_eog: bool
@@ -289,7 +298,7 @@ class Fake:
         long = self._spec.step_s
         if long is not None and long.at_step == self._n_steps:
             return long.seconds
-        n_prefill = sum(len(part.tokens) for part in work if len(part.tokens) > 1)
+        n_prefill = sum(len(p.tokens) for p in work if len(p.tokens) > 1 + p.n_draft)
         seconds = n_prefill / self._spec.prefill_tok_s if self._spec.prefill_tok_s else 0.0
         return seconds + (1 / self._spec.tok_s if self._spec.tok_s else 0.0)
 

@@ -30,7 +30,8 @@ class Batch:
         self._wanted = memoryview(wanted).cast("B").cast("b")
 
     def fill(self, work: Sequence[SequenceWork]) -> list[tuple[int, int]]:
-        """Write a step; return (sequence, row) of each token whose logits are wanted."""
+        """Write a step; return (sequence, row) of each whose logits are wanted; of a draft, the
+        row before it, which its own rows follow."""
         end = 0
         outputs = []
         for part in work:
@@ -45,7 +46,10 @@ class Batch:
                 self._fill_many(part, start, end)
             self._wanted[end - 1] = part.sample
             if part.sample:
-                outputs.append((part.seq_id, end - 1))
+                outputs.append((part.seq_id, end - 1 - part.n_draft))
+                if part.n_draft:
+                    n = part.n_draft
+                    self._wanted[end - 1 - n : end - 1] = array("b", b"\x01" * n)
         self.struct.n_tokens = end
         return outputs
 

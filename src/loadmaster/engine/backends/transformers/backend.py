@@ -157,6 +157,7 @@ class Transformers:
             state_save=True,
             shared_at_end=has_rings,
             partial_state=not has_rings,
+            drafts=not has_rings,  # a ring's new tokens take the places of those that a cut needs
         )
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -190,6 +191,9 @@ class Transformers:
         if done is None:
             return StepResult(tokens={}, cut=True)
         packed, logits = done
+        drafts = {part.seq_id: part.tokens[-part.n_draft :] for part in work if part.n_draft}
+        if drafts:
+            return self._sampling.check(logits, packed.outputs, drafts)
         return self._sampling.choose(logits, packed.outputs)
 
     def decode_run(

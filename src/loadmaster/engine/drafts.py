@@ -1,0 +1,72 @@
+"""Steps with drafts: what of them becomes text, and what such steps cost."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from loadmaster.engine.stream import Stream
+from loadmaster.engine.types import Accepted, Backend, SamplingParams, SequenceWork, StepResult
+
+_NOTHING = Accepted(tokens=())
+_TOKEN = 1  # which token is fed makes no difference to the time
+_WIDTHS = (1, 2, 4, 8, 16)
+_RUNS = 3
+_LONG_S = 0.5  # steps that take so long are timed once
+
+
+def without_drafts(work: Sequence[SequenceWork]) -> tuple[SequenceWork, ...]:
+    """The same step, each sequence with its one token."""
+    return tuple(
+        replace(part, tokens=part.tokens[: -part.n_draft], n_draft=0) if part.n_draft else part
+        for part in work
+    )
+
+
+def feed_checked(
+    stream: Stream, backend: Backend, seq_id: int, result: StepResult
+) -> tuple[tuple[int, ...], bool]:
+    """Add what a sequence sampled in a step to its stream, one token after the other; those that
+    came before its end, and whether it stops there."""
+    more = result.accepted.get(seq_id, _NOTHING)
+    tokens = (result.tokens[seq_id], *more.tokens)
+    logprobs = (result.logprobs.get(seq_id), *more.logprobs)
+    for n, token in enumerate(tokens):
+        if stream.feed(backend, (token,), logprobs[n] if n < len(logprobs) else None):
+            return tokens[: n + 1], True
+    if stream.request.json_schema is not None:
+        stream.failure = result.failed.get(seq_id)
+    return tokens, seq_id in result.ended
+
+
+def step_costs(
+    backend: Backend, most: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[tuple[int, float], ...]:
+    """Seconds of a step of 1, 2, 4 … tokens of one sequence, a logit row for each, up to `most`.
+
+    The least of a few runs each: other programs make steps longer, never shorter. Costs that fall
+    with more tokens are noise and are levelled.
+    """
+    backend.remove(0, 0)
+    backend.start_sequence(0, SamplingParams(temperature=0))
+    costs: list[tuple[int, float]] = []
+    for width in (width for width in _WIDTHS if width <= most):
+        seconds = _step_s(backend, width, clock)
+        costs.append((width, max(seconds, costs[-1][1] if costs else 0.0)))
+    backend.remove(0, 0)
+    backend.end_sequence(0)
+    return tuple(costs)
+
+
+def _step_s(backend: Backend, width: int, clock: Callable[[], float]) -> float:
+    work = SequenceWork(
+        seq_id=0, tokens=(_TOKEN,) * width, position=0, sample=True, n_draft=width - 1
+    )
+    best = float("inf")
+    for _ in range(_RUNS):
+        start = clock()
+        backend.step([work])
+        best = min(best, clock() - start)
+        backend.remove(0, 0)
+        if best > _LONG_S:
+            break
+    return best

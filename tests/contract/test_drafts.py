@@ -1,0 +1,188 @@
+"""Drafts on every backend: what is generated with them is what is generated without."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from loadmaster.engine.process import Engine
+from loadmaster.engine.python_build import find_python_build
+from loadmaster.engine.types import DoneEvent, SamplingParams, TextEvent
+from tests import hf_parts
+from tests.engine_parts import load_request, request, settings
+
+pytestmark = pytest.mark.engine
+
+N_DRAFT = 7
+# A prompt that says everything twice; a greedy answer of a small model soon repeats itself, too.
+LINES = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n    return a - b\n\n\n" * 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """The same model twice: without drafts, and with."""
+
+    plain: Engine
+    drafting: Engine
+    prompt: list[int]
+
+
+@pytest.fixture(scope="module", params=["llamacpp", "transformers", "fake"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    with (
+        _opened(request.param, request, 0) as plain,
+        _opened(request.param, request, N_DRAFT) as drafting,
+    ):
+        yield Pair(plain=plain, drafting=drafting, prompt=plain.tokenize(LINES))
+
+
+def _opened(backend: str, fixtures: pytest.FixtureRequest, n_draft: int) -> Engine:
+    """Costs stay nominal where `commit_peak` is not called: the same drafts on any machine."""
+    if backend == "transformers":
+        folder = fixtures.getfixturevalue("checkpoint")
+        engine = Engine.start(find_python_build(), backend=backend)
+        load = hf_parts.load_request(folder, n_draft=n_draft)
+        engine.load(load, files=hf_parts.files_of(folder))
+        return engine
+    model = fixtures.getfixturevalue("demo_model")
+    engine = Engine.start(fixtures.getfixturevalue("engine_build"), backend=backend)
+    changes = {"n_ctx": 512, "n_seq_max": 3, "n_outputs_max": 16, "type_k": "f32", "type_v": "f32"}
+    engine.load(load_request(model, settings(n_draft=n_draft, **changes)))
+    return engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    end: DoneEvent
+
+
+def ask(engine: Engine, name: str, prompt: list[int], n: int, **changes: Any) -> Answer:
+    events = list(engine.generate(request(name, prompt, n, **changes)))
+    texts = [event for event in events if isinstance(event, TextEvent)]
+    reported = [one for event in texts for one in event.logprobs]
+    assert isinstance(events[-1], DoneEvent)
+    return Answer(
+        text="".join(event.text for event in texts),
+        tokens=tuple(one.token for one in reported),
+        logprobs=tuple(one.logprob for one in reported),
+        end=events[-1],
+    )
+
+
+def both(pair: Pair, n: int = 96, **changes: Any) -> tuple[Answer, Answer]:
+    """The answers without drafts and with."""
+    plain = ask(pair.plain, "plain", pair.prompt, n, **changes)
+    return plain, ask(pair.drafting, "drafting", pair.prompt, n, **changes)
+
+
+def same_ends(plain: DoneEvent, drafted: DoneEvent) -> None:
+    assert plain.n_drafted == 0
+    assert drafted.finish_reason == plain.finish_reason
+    assert drafted.n_generated == plain.n_generated
+
+
+def test_a_greedy_answer_is_the_same_in_fewer_steps(pair: Pair) -> None:
+    before = pair.drafting.stats()
+    plain, drafted = both(pair)
+    after = pair.drafting.stats()
+    assert drafted.text == plain.text
+    same_ends(plain.end, drafted.end)
+    assert 0 < drafted.end.n_accepted <= drafted.end.n_drafted
+    n_steps = after.n_decode_steps - before.n_decode_steps
+    assert n_steps == drafted.end.n_generated - drafted.end.n_accepted - 1
+    assert after.n_accepted_tokens - before.n_accepted_tokens == drafted.end.n_accepted
+
+
+def test_log_probabilities_are_those_of_single_steps(pair: Pair) -> None:
+    plain, drafted = both(pair, top_logprobs=2)
+    assert drafted.end.n_accepted > 0
+    assert drafted.tokens == plain.tokens
+    assert drafted.logprobs == pytest.approx(plain.logprobs, abs=1e-3)
+
+
+def test_a_seed_repeats_and_is_that_of_single_steps(pair: Pair) -> None:
+    sampling = SamplingParams(temperature=0.5, top_p=0.9, seed=3)
+    plain, drafted = both(pair, sampling=sampling)
+    again = ask(pair.drafting, "again", pair.prompt, 96, sampling=sampling)
+    assert again.text == drafted.text == plain.text
+
+
+def test_penalties_count_what_was_accepted(pair: Pair) -> None:
+    sampling = SamplingParams(temperature=0, frequency_penalty=0.02, repeat_last_n=-1)
+    plain, drafted = both(pair, sampling=sampling)
+    assert drafted.text == plain.text
+
+
+def test_a_stop_string_ends_in_the_middle_of_a_draft(pair: Pair) -> None:
+    whole = ask(pair.plain, "whole", pair.prompt, 96).text
+    for start in range(40, 60, 3):
+        plain, drafted = both(pair, stop=(whole[start : start + 3],))
+        assert drafted.text == plain.text
+        same_ends(plain.end, drafted.end)
+        assert drafted.end.finish_reason == "stop"
+
+
+def test_max_tokens_is_never_passed(pair: Pair) -> None:
+    for n in range(20, 28):
+        plain, drafted = both(pair, n)
+        same_ends(plain.end, drafted.end)
+        assert (drafted.end.n_generated, drafted.text) == (n, plain.text)
+
+
+def test_n_ctx_fills_up_to_its_last_cell(pair: Pair) -> None:
+    plain, drafted = both(pair, 100_000)
+    same_ends(plain.end, drafted.end)
+    assert drafted.end.finish_reason == "length"
+    assert pair.drafting.loaded is not None
+    room = pair.drafting.loaded.n_ctx_seq - len(pair.prompt)
+    assert drafted.end.n_generated == room
+
+
+def test_a_schema_is_followed(pair: Pair) -> None:
+    schema = '{"type": "array", "items": {"enum": [12345678]}, "minItems": 8, "maxItems": 8}'
+    prompt = pair.plain.tokenize("[12345678,12345678,12345678,12345678]")
+    answers = [
+        ask(engine, name, prompt, 200, json_schema=schema, ignore_eos=False)
+        for name, engine in (("plain", pair.plain), ("drafting", pair.drafting))
+    ]
+    plain, drafted = answers
+    assert drafted.text == plain.text
+    same_ends(plain.end, drafted.end)
+
+
+def test_the_cells_that_stay_are_those_of_the_answer(pair: Pair) -> None:
+    """What follows an answer goes on from its cells: none of them is a draft's."""
+    texts = []
+    for engine in (pair.plain, pair.drafting):
+        first = ask(engine, "first", pair.prompt, 60, top_logprobs=0)
+        follow_up = [*pair.prompt, *first.tokens[:50], *pair.prompt[:20]]
+        second = ask(engine, "second", follow_up, 40)
+        assert second.end.n_cached >= len(pair.prompt) + 40
+        texts.append(second.text)
+    assert texts[0] == texts[1]
+
+
+def test_two_side_by_side_draft_both(pair: Pair) -> None:
+    prompts = [pair.prompt, pair.prompt[8:]]
+    expected = [ask(pair.plain, f"p{i}", prompt, 60).text for i, prompt in enumerate(prompts)]
+    streams = [
+        pair.drafting.generate(request(f"d{i}", prompt, 60)) for i, prompt in enumerate(prompts)
+    ]
+    events = [list(stream) for stream in streams]
+    found = ["".join(e.text for e in row if isinstance(e, TextEvent)) for row in events]
+    assert found == expected
+    ends = [row[-1] for row in events]
+    assert all(isinstance(end, DoneEvent) and end.n_accepted > 0 for end in ends)
+
+
+def test_a_cancelled_request_leaves_nothing_behind(pair: Pair) -> None:
+    events = pair.drafting.generate(request("left", pair.prompt, None))
+    next(events)
+    events.close()  # type: ignore[attr-defined]
+    plain, drafted = both(pair, 24)
+    assert drafted.text == plain.text
+    assert pair.drafting.stats().n_cells_running == 0
