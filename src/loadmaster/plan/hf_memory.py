@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.model.types import LayerKind, LayerSpec
 from loadmaster.plan.hf_weights import BLOCK, COMPUTE_BYTES, LoadedTensor
-from loadmaster.plan.types import TransformersSettings
+from loadmaster.plan.types import DRAFT_STEP_TOKENS, TransformersSettings
 from loadmaster.units import MIB, Bytes, align
 
 CACHE_TYPES = ("bf16", "f16", "f32")
@@ -79,8 +79,14 @@ def activation_bytes(
     if any(tensor.role == "output" for tensor in tensors) or (
         model.tied_output and any(tensor.role == "embedding" for tensor in tensors)
     ):
-        logits = settings.n_seq_max * model.n_vocab * (c + 2 * _F32)
+        logits = _n_outputs(settings) * model.n_vocab * (c + 2 * _F32)
     return Bytes(stream + max(inside + _dequantized(tensors, c), logits))
+
+
+def _n_outputs(settings: TransformersSettings) -> int:
+    """Rows of logits of a step: one of every sequence, or with drafts one of every token."""
+    drafts = min(DRAFT_STEP_TOKENS, settings.n_ubatch) if settings.n_draft else 0
+    return max(settings.n_seq_max, drafts)
 
 
 def _attention(model: CheckpointSpec, tokens: int, settings: TransformersSettings) -> int:

@@ -37,7 +37,9 @@ class Books:
 
 def sizing_key(settings: EngineSettings) -> EngineSettings:
     """The settings with everything set aside that does not change a buffer's size."""
-    return replace(settings, load_mode="none", n_threads=1, n_threads_batch=1, adapters=())
+    return replace(
+        settings, load_mode="none", n_threads=1, n_threads_batch=1, adapters=(), n_draft=0
+    )
 
 
 def device_plans(

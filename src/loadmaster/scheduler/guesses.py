@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from loadmaster.scheduler.lookup import Lookup
 
-_FADE = 0.9  # of what is known with every guess: about the last ten count
+_FADE = 0.8  # of what is known with every guess: about the last five count
 
 
 @dataclass(slots=True)

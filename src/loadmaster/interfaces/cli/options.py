@@ -13,7 +13,15 @@ import click
 
 from loadmaster.engine.types import SamplingParams
 from loadmaster.errors import UsageError
-from loadmaster.plan.types import CPU, KV_TYPES, Knobs, LoadMode, Override, Workload
+from loadmaster.plan.types import (
+    CPU,
+    DRAFT_STEP_TOKENS,
+    KV_TYPES,
+    Knobs,
+    LoadMode,
+    Override,
+    Workload,
+)
 from loadmaster.tasks.planning import PlanOptions
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -102,6 +110,11 @@ _ENGINE = (
         help="Stream them from this many tokens on.",
     ),
     _option("-fa", "--flash-attn", "flash_attn", type=_ON_OFF, help="Flash attention."),
+    _option(
+        "--draft", "draft", metavar="lookup|off",
+        help="Guess tokens ahead and check several in a step, where that pays: `lookup` guesses "
+        "what followed the last tokens before. What is generated stays the same; default: off.",
+    ),
     _option(
         "-lm", "--load-mode", "load_mode", type=click.Choice(["none", "mmap", "mlock"]),
         help="How weights come into RAM: read, mapped, or mapped and locked.",
@@ -224,7 +237,18 @@ def _read_knobs(given: dict[str, Any]) -> Knobs:
         n_threads=given["n_threads"],
         quantize=given.get("quantize"),
         double_quant=False if given.get("no_double_quant") else None,
+        n_draft=_read_draft(given.get("draft")),
     )
+
+
+def _read_draft(text: str | None) -> int | None:
+    if text in (None, "off"):
+        return None
+    if text != "lookup":
+        raise UsageError(
+            f"`{text}` is no way to draft", hint="`--draft lookup` guesses by what was said before"
+        )
+    return DRAFT_STEP_TOKENS - 1
 
 
 def _one_of(given: dict[str, Any], specific: str, general: str) -> str | None:
