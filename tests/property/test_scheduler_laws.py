@@ -32,17 +32,19 @@ class Laws(RuleBasedStateMachine):
         n_batch=st.integers(5, 12),
         state_bytes=st.sampled_from([0, 80, 10_000]),
         n_draft=st.sampled_from([0, 0, 1, 3, 7]),
+        draft_model=st.booleans(),
         speech=st.sampled_from([next_token, echoing_token]),
     )
     def open(
         self, kind: str, n_seq_max: int, n_ctx: int, n_batch: int, state_bytes: int, n_draft: int,
-        speech: Speech,
+        draft_model: bool, speech: Speech,
     ) -> None:  # fmt: skip
         changes = {"n_seq_ids": n_seq_max + 4, "n_draft": n_draft} | KINDS[kind]
         self.run = Run(
             limits(
                 n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch, n_ubatch=min(4, n_batch),
-                state_bytes=state_bytes, n_draft_step=n_batch, **changes,
+                state_bytes=state_bytes, n_draft_step=n_batch,
+                draft_model=draft_model, **changes,
             ),
             on_step=lambda _: None,
             speech=speech,

@@ -79,8 +79,8 @@ def test_agreement_is_counted_to_the_first_difference() -> None:
 def test_drafts_end_where_they_do_not_pay() -> None:
     assert draft_length(FLAT, 0.9, 1, 15) == 15
     assert draft_length(EACH_ITS_OWN, 1.0, 1, 15) == 0
-    assert draft_length(NOMINAL_COSTS, 0.01, 1, 15) == 0
-    lengths = [draft_length(NOMINAL_COSTS, share / 20, 1, 15) for share in range(20)]
+    assert draft_length(NOMINAL_COSTS.costs, 0.01, 1, 15) == 0
+    lengths = [draft_length(NOMINAL_COSTS.costs, share / 20, 1, 15) for share in range(20)]
     assert lengths == sorted(lengths)
     assert 0 < lengths[12] < 15
 
@@ -185,15 +185,15 @@ class _Timed:
 
 
 def test_costs_are_the_least_of_a_few_and_never_fall() -> None:
-    backend = _Timed({1: [3, 2, 4], 2: [5, 1, 6], 4: [8, 8, 8], 8: [9, 9, 9]})
-    costs = step_costs(backend, 8, lambda: backend.now)  # type: ignore[arg-type]
-    assert costs == ((1, 2), (2, 2), (4, 8), (8, 9))
+    backend = _Timed({1: [0.25, 0.125, 0.5], 2: [0.5, 0.0625, 0.25], 4: [0.5] * 3, 8: [4.0]})
+    costs = step_costs(backend, 8, clock=lambda: backend.now)  # type: ignore[arg-type]
+    assert costs.costs == ((1, 0.125), (2, 0.125), (4, 0.5), (8, 4.0))
 
 
 def test_long_steps_are_timed_once() -> None:
     backend = _Timed({1: [3.0], 2: [3.5]})
-    costs = step_costs(backend, 3, lambda: backend.now)  # type: ignore[arg-type]
-    assert costs == ((1, 3.0), (2, 3.5))
+    costs = step_costs(backend, 3, clock=lambda: backend.now)  # type: ignore[arg-type]
+    assert costs.costs == ((1, 3.0), (2, 3.5))
     assert backend.widths == [1, 2]
 
 
@@ -209,3 +209,26 @@ def test_text_that_repeats_is_decoded_in_fewer_steps(seed: int) -> None:
         run.check_streams()
         steps.append(run.core.stats().n_decode_steps)
     assert steps[1] < steps[0]
+
+
+def test_a_draft_model_is_asked_before_the_step() -> None:
+    fields = {"n_draft": 7, "n_draft_step": 16, "n_ctx": 400, "draft_model": True}
+    run = Run(limits(**fields))
+    run.submit("a", (1, 2, 3), 90)
+    run.submit("b", (3, 2, 1), 90)
+    run.finish(n_run=4)
+    run.check_streams()
+    run.check_drafts()
+    stats = run.core.stats()
+    assert stats.n_accepted_tokens > 40
+    assert stats.n_decode_steps < 90
+
+
+def test_a_draft_model_that_does_not_pay_gets_a_chance_now_and_then() -> None:
+    fields = {"n_draft": 7, "n_draft_step": 16, "n_ctx": 1200, "draft_model": True}
+    run = Run(limits(**fields))
+    run.give(StepCosts(costs=EACH_ITS_OWN, drafted=0.5))
+    run.submit("a", (1, 2, 3), 900)
+    run.finish(n_run=99)
+    run.check_streams()
+    assert 0 < run.n_drafted <= 2 * (900 // 64 + 1)

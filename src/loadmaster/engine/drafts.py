@@ -6,12 +6,15 @@ from dataclasses import replace
 
 from loadmaster.engine.stream import Stream
 from loadmaster.engine.types import Accepted, Backend, SamplingParams, SequenceWork, StepResult
+from loadmaster.scheduler.types import DraftWanted, StepCosts
 
 _NOTHING = Accepted(tokens=())
 _TOKEN = 1  # which token is fed makes no difference to the time
 _WIDTHS = (1, 2, 4, 8, 16)
 _RUNS = 3
 _LONG_S = 0.5  # steps that take so long are timed once
+_CHUNK = 1024  # tokens to read, of which a draft model takes a chunk
+_N_GUESSED = 4
 
 
 def without_drafts(work: Sequence[SequenceWork]) -> tuple[SequenceWork, ...]:
@@ -39,9 +42,14 @@ def feed_checked(
 
 
 def step_costs(
-    backend: Backend, most: int, clock: Callable[[], float] = time.perf_counter
-) -> tuple[tuple[int, float], ...]:
-    """Seconds of a step of 1, 2, 4 … tokens of one sequence, a logit row for each, up to `most`.
+    backend: Backend,
+    most: int,
+    *,
+    draft_model: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> StepCosts:
+    """Seconds of a step of 1, 2, 4 … tokens of one sequence, a logit row for each, up to `most`;
+    and of a token of the draft model.
 
     The least of a few runs each: other programs make steps longer, never shorter. Costs that fall
     with more tokens are noise and are levelled.
@@ -54,7 +62,7 @@ def step_costs(
         costs.append((width, max(seconds, costs[-1][1] if costs else 0.0)))
     backend.remove(0, 0)
     backend.end_sequence(0)
-    return tuple(costs)
+    return StepCosts(costs=tuple(costs), drafted=_drafted_s(backend, clock) if draft_model else 0.0)
 
 
 def _step_s(backend: Backend, width: int, clock: Callable[[], float]) -> float:
@@ -68,5 +76,18 @@ def _step_s(backend: Backend, width: int, clock: Callable[[], float]) -> float:
         best = min(best, clock() - start)
         backend.remove(0, 0)
         if best > _LONG_S:
+            break
+    return best
+
+
+def _drafted_s(backend: Backend, clock: Callable[[], float]) -> float:
+    """Of a token guessed; the draft model has read its largest chunk before."""
+    backend.draft([DraftWanted(seq_id=0, tokens=[_TOKEN] * _CHUNK, n=1)])
+    best = float("inf")
+    for _ in range(_RUNS):
+        start = clock()
+        backend.draft([DraftWanted(seq_id=0, tokens=[_TOKEN] * 2, n=_N_GUESSED)])
+        best = min(best, (clock() - start) / _N_GUESSED)
+        if best * _N_GUESSED > _LONG_S:
             break
     return best

@@ -37,6 +37,8 @@ from loadmaster.scheduler.types import (
     Cancelled,
     Copy,
     Discard,
+    Draft,
+    Drafted,
     Event,
     Evict,
     Finish,
@@ -84,6 +86,7 @@ class Driver:
         """`attention` says that the caller has something else to do than to step."""
         self.n_ubatch = limits.n_ubatch
         self.n_draft_step = limits.n_draft_step if limits.n_draft else 0
+        self.draft_model = limits.draft_model
         self._backend = backend
         self._scheduler = Scheduler(limits)
         self._report = report
@@ -146,9 +149,9 @@ class Driver:
         """Let the states of preempted requests take so much host RAM."""
         self._take(StateRoom(state_bytes=n_bytes))
 
-    def note_costs(self, costs: Sequence[tuple[int, float]]) -> None:
+    def note_costs(self, costs: StepCosts) -> None:
         """What steps of so many tokens cost, by which drafts are given."""
-        self._take(StepCosts(costs=tuple(costs)))
+        self._take(costs)
 
     def save(self) -> tuple[tuple[int, ...], bytes]:
         """The tokens of the sequence whose request ended last, and its cells.
@@ -342,6 +345,8 @@ class Driver:
                 return self._sequences.preempt(action, self._by_seq.pop(action.seq_id))
             case Evict():
                 return self._sequences.evict(action)
+            case Draft():
+                return Drafted(guesses=self._backend.draft(action.wanted))
             case Copy():
                 return self._sequences.copy(action)
             case Shelve():

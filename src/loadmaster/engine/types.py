@@ -9,6 +9,7 @@ from loadmaster.engine.timing import Question
 from loadmaster.machine.types import SizingRules
 from loadmaster.model.types import Pooling
 from loadmaster.plan.types import AnySettings, BufferSizes, Sizing, SizingFailure
+from loadmaster.scheduler.types import DraftWanted as DraftWanted
 from loadmaster.scheduler.types import FinishReason as FinishReason
 from loadmaster.scheduler.types import SchedulerStats as SchedulerStats
 from loadmaster.scheduler.types import SequenceWork as SequenceWork
@@ -166,6 +167,16 @@ GenerateEvent = TextEvent | PrefillEvent | DoneEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftLoad:
+    """The model that guesses beside the one that is loaded."""
+
+    model_path: Path
+    model_stamp: str
+    files: tuple[Path, ...]  # all its shards
+    settings: AnySettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRequest:
     """Everything a worker needs to open a model under a plan."""
 
@@ -176,6 +187,7 @@ class LoadRequest:
     state_bytes: Bytes | None = None  # of it, for the states of preempted requests
     # What the engine's own allocator may take of each GPU, where it keeps such a cap.
     device_caps: Mapping[str, Bytes] = field(default_factory=dict)
+    draft: DraftLoad | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +228,7 @@ class MemoryReport:
     device_used_bytes: Mapping[str, Bytes | None]
     device_peak_bytes: Mapping[str, Bytes | None]
     device_denied: Mapping[str, int]  # allocations a stand-in device refused
+    draft_buffers: tuple[BufferSizes, ...] = ()  # of the draft model, which are not in `buffers`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,6 +368,14 @@ class Backend(Protocol):
         """Decode one sequence alone: `n_max` steps at most, each feeding the last one's sample.
 
         It ends early at an end-of-generation token if so asked, or when `go_on` says no.
+
+        Raises:
+            EngineError: a step failed; the worker is not used again.
+        """
+
+    def draft(self, wanted: Sequence[DraftWanted]) -> Mapping[int, Sequence[int]]:
+        """What the draft model says next in each of these sequences, as far as it goes. One that
+        it has not read yet is read a chunk at a time, and has no guess until then.
 
         Raises:
             EngineError: a step failed; the worker is not used again.

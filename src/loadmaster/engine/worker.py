@@ -18,6 +18,7 @@ import time
 import traceback
 from array import array
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,9 @@ class Worker:
             check_unchanged(files, request.model_stamp)
         if frame.body["cap_data"] and request.ram_cap_bytes is not None:
             cap_data(request.ram_cap_bytes)
+        draft = request.draft
+        if draft is not None:
+            check_unchanged(draft.files, draft.model_stamp)
         loaded = self._opened.load(request, self._progress(frame.body["id"]))
         if request.model_stamp:
             _check_after_load(files, request.model_stamp)
@@ -253,6 +257,7 @@ class Worker:
             state_bytes=_state_room(request) if capabilities.state_save else 0,
             n_draft=request.settings.n_draft if capabilities.drafts else 0,
             n_draft_step=_draft_step(request.settings),
+            draft_model=draft is not None,
         )
         self._ram_cap_bytes = request.ram_cap_bytes if request.state_bytes is None else None
         self._driver = Driver(
@@ -283,7 +288,9 @@ class Worker:
         self._running.forget()
         self._opened.commit_peak(float(frame.body["time_limit_s"]))
         if self._running.n_draft_step:
-            self._running.note_costs(step_costs(self._opened, self._running.n_draft_step))
+            n_step, by_model = self._running.n_draft_step, self._running.draft_model
+            costs = step_costs(self._opened, n_step, draft_model=by_model)
+            self._running.note_costs(costs)
         if self._ram_cap_bytes is not None:  # half of what is left now that all else is in use
             left = self._ram_cap_bytes - process_memory().own_bytes
             self._running.allow_states(max(0, left) // 2)
@@ -381,15 +388,7 @@ def _check_after_load(files: list[Path], stamp: str) -> None:
 
 
 def _with_peak(report: MemoryReport, peak_bytes: Bytes) -> MemoryReport:
-    return MemoryReport(
-        buffers=report.buffers,
-        process_bytes=report.process_bytes,
-        process_peak_bytes=max(report.process_peak_bytes, peak_bytes),
-        mapped_bytes=report.mapped_bytes,
-        device_used_bytes=report.device_used_bytes,
-        device_peak_bytes=report.device_peak_bytes,
-        device_denied=report.device_denied,
-    )
+    return replace(report, process_peak_bytes=max(report.process_peak_bytes, peak_bytes))
 
 
 def _fail(channel: Channel, error: BaseException) -> None:

@@ -209,6 +209,7 @@ class Overheads:
     process_bytes: Bytes  # parent and worker before a model is open, their private memory
     process_source: Source
     schemas: bool = False  # requests may bring JSON schemas: the vocabulary is kept once more
+    draft_items: tuple["MemoryItem", ...] = ()  # a draft model's lines, as they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +221,22 @@ class MemoryItem:
     bytes: Bytes
     source: Source
     why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftModel:
+    """The model that guesses beside a planned one; all of it is on one device."""
+
+    model_name: str
+    quantization: str
+    model_files: tuple[str, ...]
+    model_stamp: str
+    device: str
+    engine: AnySettings
+    # The speed with drafts where the machine's rates are known, if each guessed token is right with
+    # this chance: an assumption, which only use can tell.
+    decode_tok_s: float | None = None
+    assumed_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,6 +320,7 @@ class Plan:
     predicted: Prediction
     notes: tuple[str, ...] = ()  # what a person should know: a KV type chosen, a share on the CPU
     alternatives: tuple[Alternative, ...] = ()
+    draft: DraftModel | None = None
 
     @property
     def llamacpp(self) -> EngineSettings:

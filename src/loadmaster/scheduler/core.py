@@ -23,6 +23,8 @@ from loadmaster.scheduler.types import (
     Admitted,
     Adopt,
     Cancelled,
+    Draft,
+    Drafted,
     Event,
     Finish,
     FinishReason,
@@ -110,7 +112,9 @@ class Scheduler:
             case StateRoom():
                 self._places.state_bytes = event.state_bytes
             case StepCosts() if self._drafts is not None:
-                self._drafts.costs = event.costs
+                self._drafts.costs = event
+            case Drafted() if self._drafts is not None:
+                self._drafts.made(event.guesses, self._places.by_seq)
             case Forget():
                 return list(self._cells.evict_all())
         return []
@@ -188,7 +192,10 @@ class Scheduler:
         if not work:
             return []
         if self._drafts is not None and len(work) == n_decoding:
-            work = self._drafts.bring(work, self._places.by_seq, self._cells.n_available)
+            known = (work, self._places.by_seq, self._cells.n_available)
+            if wanted := self._drafts.wanted(*known):
+                return [Draft(wanted=wanted)]
+            work = self._drafts.bring(*known)
         n_tokens = sum(len(part.tokens) for part in work)
         alone = len(self._places.running) == n_decoding == 1
         repeat = self._repeat(ready[0]) if alone and n_tokens == 1 else 1

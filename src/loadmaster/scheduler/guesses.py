@@ -29,17 +29,19 @@ class Record:
 class Guesses:
     """A request's guesses; a guess that was not fed is compared with what came, too."""
 
-    __slots__ = ("lookup", "open", "record")
+    __slots__ = ("lookup", "n_idle", "open", "record")
 
     def __init__(self, tokens: Sequence[int]) -> None:
         """`tokens`: the request's own list."""
         self.lookup = Lookup(tokens)
         self.record = Record()
-        self.open: tuple[int, ...] = ()  # at what the step under way samples
+        self.open: Sequence[int] = ()  # at what the step under way samples
+        self.n_idle = 0  # tokens since something was guessed
 
     def note(self, sampled: Sequence[int]) -> None:
         """These tokens came: how much of the open guess was right?"""
         guess, self.open = self.open[: len(sampled)], ()
+        self.n_idle = 0 if guess else self.n_idle + len(sampled)
         if guess:
             self.record.note(n_agreeing(guess, sampled), len(guess))
 

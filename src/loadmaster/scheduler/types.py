@@ -35,6 +35,7 @@ class Limits:
     min_wait_tokens: int = 8  # a shared part must save so many tokens to be waited for
     n_draft: int = 0  # tokens that a decoding sequence may bring into a step as a draft
     n_draft_step: int = 0  # tokens of a step with drafts, of all its sequences
+    draft_model: bool = False  # drafts are asked for, and not looked up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,9 +171,21 @@ class StateRoom:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCosts:
-    """What steps of so many tokens cost, the fewest first: whether drafts pay."""
+    """What steps of so many tokens cost, the fewest first: whether drafts pay.
+
+    `drafted` is what a draft model takes for one token of every sequence, in the same unit.
+    """
 
     costs: tuple[tuple[int, float], ...]
+    drafted: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafted:
+    """The answer to `Draft`: what each sequence may say next; less than was asked for, or nothing,
+    is fine."""
+
+    guesses: Mapping[int, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +205,7 @@ Event = (
     | Offered
     | StateRoom
     | StepCosts
+    | Drafted
     | Forget
 )
 
@@ -267,6 +281,22 @@ class Adopt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftWanted:
+    """Guess `n` tokens after these, which are all of a sequence; the list is the scheduler's."""
+
+    seq_id: int
+    tokens: Sequence[int]
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """Have the draft model guess for the next step, then answer `Drafted`."""
+
+    wanted: tuple[DraftWanted, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """Run one step, then answer `Stepped` or `StepCut`.
 
@@ -314,5 +344,16 @@ class Finish:
 
 
 Action = (
-    Admit | Preempt | Discard | Evict | Shelve | Copy | Adopt | Step | Progress | Refuse | Finish
+    Admit
+    | Preempt
+    | Discard
+    | Evict
+    | Shelve
+    | Copy
+    | Adopt
+    | Draft
+    | Step
+    | Progress
+    | Refuse
+    | Finish
 )

@@ -20,6 +20,7 @@ from loadmaster.machine.target import for_target
 from loadmaster.machine.types import Machine
 from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.model.stamp import check_unchanged
+from loadmaster.model.types import ModelSpec
 from loadmaster.plan.batch import JobOutline
 from loadmaster.plan.budget import make_budget
 from loadmaster.plan.codec import plan_from_json
@@ -27,6 +28,7 @@ from loadmaster.plan.job_planning import JobPlan
 from loadmaster.plan.types import CPU, DoesNotFit, EngineSettings, Plan, Workload
 from loadmaster.tasks import calibration, checkpoints
 from loadmaster.tasks.chat import Chat
+from loadmaster.tasks.drafting import plan_with_draft
 from loadmaster.tasks.locating import (
     Located,
     check_has_weights,
@@ -100,6 +102,7 @@ class Planner:
         llamacpp = options.backend == LLAMACPP
         self.backend = TRANSFORMERS if self._is_checkpoint and llamacpp else options.backend
         self.build = find_engine(self.backend)
+        self._draft = self._draft_model(options.draft, header_only=header_only)
         machine = self._machine()
         quantize = located.quantize or options.knobs.quantize
         adapters = tuple(read_adapter(path, scale) for path, scale in options.adapters)
@@ -117,6 +120,21 @@ class Planner:
                 schemas=options.schemas,
             ),
         )
+
+    def _draft_model(self, name: str | None, *, header_only: bool) -> ModelSpec | None:
+        """The header of the model that guesses.
+
+        Raises:
+            UsageError: it and the model are not both GGUF.
+        """
+        if name is None:
+            return None
+        draft = (locate_header if header_only else locate_model)(name, None).model
+        if self._is_checkpoint or not isinstance(draft, ModelSpec):
+            raise UsageError(
+                "draft models are GGUF, beside a GGUF", hint="`--draft lookup` needs no model"
+            )
+        return draft
 
     @property
     def build_id(self) -> str:
@@ -160,7 +178,16 @@ class Planner:
         return checkpoints.with_machine(outcome, request) if self._is_checkpoint else outcome
 
     def for_job(self, job: JobOutline) -> "Planner":
-        """From now on plans are for this job; returns itself."""
+        """From now on plans are for this job; returns itself.
+
+        Raises:
+            UsageError: a draft model is asked for.
+        """
+        if self._draft is not None:
+            raise UsageError(
+                "the many sequences of a job leave a draft model nothing to do",
+                hint="`--draft lookup` helps the last few of them; or leave `--draft` out",
+            )
         workload = replace(self.request.workload, kind="batch")
         self.request = replace(self.request, workload=workload, job=job)
         return self
@@ -172,7 +199,10 @@ class Planner:
     def _sized(self, request: PlanRequest) -> Plan | DoesNotFit:
         if self._is_checkpoint:
             return plan_model(request, None)
-        return self._with_sizer(plan_model, request)
+        draft = self._draft
+        if draft is None or request.job is not None:
+            return self._with_sizer(plan_model, request)
+        return self._with_sizer(lambda one, sizer: plan_with_draft(one, draft, sizer), request)
 
     def _with_sizer(
         self, make: Callable[[PlanRequest, Sizes | None], Made], request: PlanRequest
@@ -382,7 +412,8 @@ def open_plan_file(file: Path, options: PlanOptions, progress: Progress) -> Open
 def _open(plan: Plan, parts: _Parts, progress: Progress) -> Opened:
     try:
         session = open_session(plan, parts.opening(), progress)
-        if parts.planner is not None and parts.backend != FAKE:
+        # A second model's own memory is no overhead of this machine.
+        if parts.planner is not None and parts.backend != FAKE and plan.draft is None:
             gpus = parts.planner.request.machine.gpus
             calibration.record(parts.build.id, gpus, session.memory())
         return Opened(parts, session)

@@ -65,6 +65,7 @@ class PlanOptions:
     workload: Workload = field(default_factory=Workload)
     knobs: Knobs = field(default_factory=Knobs)
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA file and scale
+    draft: str | None = None  # a model that guesses; `knobs.n_draft` alone looks guesses up
     # The command reads lines from a terminal: not of the placement, but of the RAM it takes.
     line_editor: bool = field(default=False, compare=False)
     server: bool = field(default=False, compare=False)  # likewise: the command serves HTTP

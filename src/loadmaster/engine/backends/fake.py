@@ -44,6 +44,8 @@ from loadmaster.engine.types import (
     FREE_TEXT,
     Capabilities,
     DeviceFacts,
+    DraftLoad,
+    DraftWanted,
     LoadedModel,
     LoadRequest,
     MemoryReport,
@@ -119,6 +121,7 @@ class Fake:
         self._speeches: dict[int, Speech] = {}
         self._grammars = Grammars(byte_tokenizer)
         self._settings: AnySettings | None = None
+        self._draft: DraftLoad | None = None
         self._n_steps = 0
 
     def devices(self) -> tuple[DeviceFacts, ...]:
@@ -178,6 +181,7 @@ class Fake:
             self._cut.wait(self._spec.load_s / _PROGRESS_STEPS)
         self._settings = request.settings
         self._path = request.model_path
+        self._draft = request.draft
         n_ctx, pooling = align(request.settings.n_ctx, 256), request.settings.pooling
         return LoadedModel(
             n_ctx=n_ctx,
@@ -294,6 +298,9 @@ class Fake:
             if ended or len(tokens) >= n_max or not go_on():
                 return RunResult(tokens=tokens)
 
+    def draft(self, wanted: Sequence[DraftWanted]) -> Mapping[int, Sequence[int]]:
+        return {one.seq_id: self._speeches[one.seq_id].ahead(one.n) for one in wanted}
+
     def _duration(self, work: Sequence[SequenceWork]) -> float:
         long = self._spec.step_s
         if long is not None and long.at_step == self._n_steps:
@@ -360,14 +367,19 @@ class Fake:
             device_used_bytes=used,
             device_peak_bytes=used,
             device_denied={device.id: 0 for device in self._devices},
+            draft_buffers=self._draft_buffers(),
         )
+
+    def _draft_buffers(self) -> tuple[BufferSizes, ...]:
+        draft = self._draft
+        return () if draft is None else self._buffers(draft.model_path, draft.settings)
 
     def _used(self) -> dict[str, Bytes | None]:
         buffers = self._buffers(self._path, self._settings) if self._settings else ()
-        sums = {
-            row.device: Bytes(row.model_bytes + row.context_bytes + row.compute_bytes)
-            for row in buffers
-        }
+        sums: dict[str, Bytes] = {}
+        for row in (*buffers, *self._draft_buffers()):
+            taken = row.model_bytes + row.context_bytes + row.compute_bytes
+            sums[row.device] = Bytes(sums.get(row.device, 0) + taken)
         return {
             device.id: Bytes(self._spec.over_budget.get(device.id, sums.get(device.id, Bytes(0))))
             for device in self._devices

@@ -31,6 +31,11 @@ class Speech:
         """Whether nothing is reported beside its tokens."""
         return self.n_top is None and self.constraint is None
 
+    def ahead(self, n: int) -> list[int]:
+        """What a draft model thinks it says next: every fifth token it gets wrong."""
+        said = [self.answer[(self.said + self.seed + i) % len(self.answer)] for i in range(n)]
+        return [t if (self.said + i) % 5 else N_BYTES - 1 for i, t in enumerate(said)]
+
     def next(self) -> int:
         """Its next token."""
         said, self.said = self.said, self.said + 1

@@ -28,6 +28,8 @@ Command = TypeVar("Command", bound=Callable[..., object])
 
 _SEEDS = 1 << 32
 ALL_LAYERS = 1 << 20  # `-ngl all`; planning reduces it to what the model has
+LOOKUP = "lookup"
+_NO_DRAFTS = (None, "off")
 _POSITIVE = click.IntRange(min=1)
 _COUNT = click.IntRange(min=0)
 _ON_OFF = click.Choice(["on", "off", "auto"])
@@ -111,9 +113,10 @@ _ENGINE = (
     ),
     _option("-fa", "--flash-attn", "flash_attn", type=_ON_OFF, help="Flash attention."),
     _option(
-        "--draft", "draft", metavar="lookup|off",
-        help="Guess tokens ahead and check several in a step, where that pays: `lookup` guesses "
-        "what followed the last tokens before. What is generated stays the same; default: off.",
+        "--draft", "draft", metavar="MODEL|lookup",
+        help="Guess tokens ahead and check several in a step where that pays. A smaller model with "
+        "the same vocabulary guesses, or `lookup`: what followed the last tokens before. "
+        "Default: off.",
     ),
     _option(
         "-lm", "--load-mode", "load_mode", type=click.Choice(["none", "mmap", "mlock"]),
@@ -211,6 +214,7 @@ def read_plan_options(given: dict[str, Any]) -> PlanOptions:
         workload=Workload(n_ctx=given["n_ctx"]),
         knobs=_read_knobs(given),
         adapters=tuple(map(parse_adapter, given["lora"])),
+        draft=None if given.get("draft") in (*_NO_DRAFTS, LOOKUP) else given["draft"],
     )
 
 
@@ -237,18 +241,8 @@ def _read_knobs(given: dict[str, Any]) -> Knobs:
         n_threads=given["n_threads"],
         quantize=given.get("quantize"),
         double_quant=False if given.get("no_double_quant") else None,
-        n_draft=_read_draft(given.get("draft")),
+        n_draft=None if given.get("draft") in _NO_DRAFTS else DRAFT_STEP_TOKENS - 1,
     )
-
-
-def _read_draft(text: str | None) -> int | None:
-    if text in (None, "off"):
-        return None
-    if text != "lookup":
-        raise UsageError(
-            f"`{text}` is no way to draft", hint="`--draft lookup` guesses by what was said before"
-        )
-    return DRAFT_STEP_TOKENS - 1
 
 
 def _one_of(given: dict[str, Any], specific: str, general: str) -> str | None:
