@@ -1,14 +1,14 @@
 """Drafts on every backend: what is generated with them is what is generated without."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from loadmaster.engine.process import Engine
 from loadmaster.engine.python_build import find_python_build
-from loadmaster.engine.types import DoneEvent, SamplingParams, TextEvent
+from loadmaster.engine.types import DoneEvent, DraftLoad, SamplingParams, TextEvent
 from tests import hf_parts
 from tests.engine_parts import load_request, request, settings
 
@@ -19,6 +19,11 @@ N_DRAFT = 7
 LINES = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n    return a - b\n\n\n" * 2
 
 
+SIZES: dict[str, Any] = {
+    "n_ctx": 512, "n_seq_max": 3, "n_outputs_max": 16, "type_k": "f32", "type_v": "f32",
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """The same model twice: without drafts, and with."""
@@ -26,29 +31,46 @@ class Pair:
     plain: Engine
     drafting: Engine
     prompt: list[int]
+    by_model: bool  # the model drafts for itself; else guesses are looked up
 
 
-@pytest.fixture(scope="module", params=["llamacpp", "transformers", "fake"])
+BACKENDS = ("llamacpp", "transformers", "fake")
+KINDS = [(backend, by_model) for backend in BACKENDS for by_model in (False, True)]
+
+
+@pytest.fixture(
+    scope="module", params=KINDS, ids=lambda kind: f"{kind[0]}-{'model' if kind[1] else 'lookup'}"
+)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    backend, by_model = request.param
     with (
-        _opened(request.param, request, 0) as plain,
-        _opened(request.param, request, N_DRAFT) as drafting,
+        _opened(backend, request, 0, by_model=False) as plain,
+        _opened(backend, request, N_DRAFT, by_model=by_model) as drafting,
     ):
-        yield Pair(plain=plain, drafting=drafting, prompt=plain.tokenize(LINES))
+        prompt = plain.tokenize(LINES)
+        yield Pair(plain=plain, drafting=drafting, prompt=prompt, by_model=by_model)
 
 
-def _opened(backend: str, fixtures: pytest.FixtureRequest, n_draft: int) -> Engine:
+def _opened(
+    backend: str, fixtures: pytest.FixtureRequest, n_draft: int, *, by_model: bool
+) -> Engine:
     """Costs stay nominal where `commit_peak` is not called: the same drafts on any machine."""
     if backend == "transformers":
         folder = fixtures.getfixturevalue("checkpoint")
+        files = hf_parts.files_of(folder)
         engine = Engine.start(find_python_build(), backend=backend)
         load = hf_parts.load_request(folder, n_draft=n_draft)
-        engine.load(load, files=hf_parts.files_of(folder))
-        return engine
-    model = fixtures.getfixturevalue("demo_model")
-    engine = Engine.start(fixtures.getfixturevalue("engine_build"), backend=backend)
-    changes = {"n_ctx": 512, "n_seq_max": 3, "n_outputs_max": 16, "type_k": "f32", "type_v": "f32"}
-    engine.load(load_request(model, settings(n_draft=n_draft, **changes)))
+    else:
+        folder = fixtures.getfixturevalue("demo_model")
+        files = [folder]
+        engine = Engine.start(fixtures.getfixturevalue("engine_build"), backend=backend)
+        load = load_request(folder, settings(n_draft=n_draft, **SIZES))
+    if by_model:
+        own = replace(load.settings, n_draft=0)
+        stamp = load.model_stamp
+        draft = DraftLoad(model_path=folder, model_stamp=stamp, files=tuple(files), settings=own)
+        load = replace(load, draft=draft)
+    engine.load(load, files=files)
     return engine
 
 
@@ -95,6 +117,19 @@ def test_a_greedy_answer_is_the_same_in_fewer_steps(pair: Pair) -> None:
     n_steps = after.n_decode_steps - before.n_decode_steps
     assert n_steps == drafted.end.n_generated - drafted.end.n_accepted - 1
     assert after.n_accepted_tokens - before.n_accepted_tokens == drafted.end.n_accepted
+    if pair.by_model:  # it says what the model says; the fake one is wrong now and then
+        assert drafted.end.n_accepted > 0.6 * drafted.end.n_drafted
+
+
+def test_the_buffers_of_a_draft_model_are_reported_apart(pair: Pair) -> None:
+    plain, drafting = pair.plain.memory(), pair.drafting.memory()
+    assert plain.draft_buffers == ()
+    assert [row.model_bytes for row in drafting.buffers] == [
+        row.model_bytes for row in plain.buffers
+    ]
+    expected = [(row.device, row.model_bytes, row.context_bytes) for row in plain.buffers]
+    found = [(row.device, row.model_bytes, row.context_bytes) for row in drafting.draft_buffers]
+    assert found == (expected if pair.by_model else [])
 
 
 def test_log_probabilities_are_those_of_single_steps(pair: Pair) -> None:

@@ -1,5 +1,7 @@
 """Laws of the scheduler, under any order of events, on engines of every kind."""
 
+from typing import Any
+
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -10,7 +12,7 @@ tokens = st.integers(1, N_TOKENS - 1)
 beginnings = st.sampled_from([(), (1,), (1, 2, 3, 4, 1, 2, 3, 4), (1, 2, 3, 4, 4, 4)])
 prompts = st.tuples(beginnings, st.lists(tokens, max_size=8).map(tuple)).map(lambda p: p[0] + p[1])
 CHEAP = ((1, 1.0), (16, 1.001))  # a draft always pays
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "unified": {},
     "all ids run": {"n_seq_ids": None, "partial_state": False},
     "apart": {"n_seq_ids": None, "partial_state": False, "shared_prefix": False},
@@ -39,7 +41,8 @@ class Laws(RuleBasedStateMachine):
         self, kind: str, n_seq_max: int, n_ctx: int, n_batch: int, state_bytes: int, n_draft: int,
         draft_model: bool, speech: Speech,
     ) -> None:  # fmt: skip
-        changes = {"n_seq_ids": n_seq_max + 4, "n_draft": n_draft} | KINDS[kind]
+        kept: dict[str, Any] = {"n_seq_ids": n_seq_max + 4, "n_draft": n_draft}
+        changes = kept | KINDS[kind]
         self.run = Run(
             limits(
                 n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch, n_ubatch=min(4, n_batch),

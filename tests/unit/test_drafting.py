@@ -12,7 +12,7 @@ from loadmaster.engine.types import SequenceWork
 from loadmaster.scheduler.drafting import NOMINAL_COSTS, cost_of, draft_length
 from loadmaster.scheduler.guesses import Guesses, Record, n_agreeing
 from loadmaster.scheduler.lookup import Lookup
-from loadmaster.scheduler.types import StepCosts, Stepped
+from loadmaster.scheduler.types import Step, StepCosts, Stepped
 from tests.scheduler_parts import Run, echoing_token, limits
 
 FLAT = ((1, 1.0), (16, 1.0))
@@ -100,9 +100,9 @@ def test_more_sequences_have_shorter_drafts() -> None:
 def test_a_step_has_no_more_tokens_than_it_may() -> None:
     most = 0
 
-    def note(step: object) -> None:
+    def note(step: Step) -> None:
         nonlocal most
-        most = max(most, sum(len(p.tokens) for p in step.work if p.n_draft))  # type: ignore[attr-defined]
+        most = max(most, sum(len(part.tokens) for part in step.work if part.n_draft))
 
     run = Run(limits(n_draft=15, n_draft_step=8, n_ctx=600), on_step=note, speech=echoing_token)
     run.give(StepCosts(costs=FLAT))

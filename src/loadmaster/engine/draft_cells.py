@@ -7,6 +7,7 @@ from loadmaster.scheduler.prefix import common_prefix
 from loadmaster.scheduler.types import DraftWanted
 
 Parts = list[tuple[DraftWanted, SequenceWork]]
+Step = Callable[[Sequence[SequenceWork]], Mapping[int, int] | None]
 
 
 class DraftCells:
@@ -20,6 +21,24 @@ class DraftCells:
         self._n_cells, self._n_chunk, self._remove = n_cells, n_chunk, remove
         self._held: list[list[int]] = [[] for _ in range(n_slots)]
         self._slots: dict[int, int] = {}  # sequence → slot, the least recently used first
+
+    def guess(
+        self, wanted: Sequence[DraftWanted], step: Step, n_vocab: int
+    ) -> Mapping[int, Sequence[int]]:
+        """What follows in each sequence, by `step`, which gives the likeliest token of each slot
+        that asks; None: it could not be made. Up to the first token from `n_vocab` on."""
+        guesses: dict[int, list[int]] = {}
+        work = self.catch_up(wanted)
+        while work:
+            said = step([part for _, part in work])
+            if said is None:
+                self.clear()
+                return {}
+            for one, part in work:
+                if part.sample:
+                    guesses.setdefault(one.seq_id, []).append(said[part.seq_id])
+            work = self.go_on(work, guesses)
+        return {seq_id: _known(tokens, n_vocab) for seq_id, tokens in guesses.items()}
 
     def catch_up(self, wanted: Sequence[DraftWanted]) -> Parts:
         """The tokens that the draft model does not have yet, a chunk of them at the most; it is
@@ -92,3 +111,8 @@ class DraftCells:
         if self._held[slot]:
             self._remove(slot, 0)
             self._held[slot].clear()
+
+
+def _known(tokens: list[int], n_vocab: int) -> list[int]:
+    unknown = (n for n, token in enumerate(tokens) if token >= n_vocab)
+    return tokens[: next(unknown, len(tokens))]

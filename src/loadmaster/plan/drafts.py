@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 from loadmaster.model.types import ModelSpec
+from loadmaster.plan import hf_ledger
 from loadmaster.plan.choices import Choice, base_settings
+from loadmaster.plan.hf_ledger import HfBooks
 from loadmaster.plan.ledger import Books, device_plans
 from loadmaster.plan.types import (
     CPU,
@@ -12,6 +14,7 @@ from loadmaster.plan.types import (
     MemoryItem,
     Sizing,
     Source,
+    TransformersSettings,
     Workload,
 )
 from loadmaster.units import Bytes
@@ -21,6 +24,8 @@ _N_UBATCH = 128
 # Of the sequences that draft side by side; with more, nobody does.
 MOST_SEQUENCES = 4
 _BUFFERS = frozenset({"model", "kv", "recurrent", "compute"})
+# Overheads that a second checkpoint has, too; the others belong to the process.
+_OF_A_MODEL = frozenset({"rounding of torch's allocator", "scales as the CPU's kernels want them"})
 # Host lines of a load that the process has once, whatever is loaded in it.
 _ONCE = frozenset({"parent and worker process", "the chat template's process"})
 
@@ -64,6 +69,42 @@ def draft_items(
             )
         if plan.id == CPU:
             items += _host_extras(plan.items)
+    return tuple(items)
+
+
+def hf_draft_settings(target: TransformersSettings, device: str) -> TransformersSettings:
+    """All of a checkpoint on one device, as it is stored, with slots as long as those of the model
+    that it guesses for."""
+    n_seq_max = min(target.n_seq_max, MOST_SEQUENCES)
+    return replace(
+        target,
+        quantize="none",
+        double_quant=False,
+        device_map=(("", device),),
+        n_ctx=target.n_ctx // target.n_seq_max * n_seq_max,
+        n_seq_max=n_seq_max,
+        n_ubatch=min(_N_UBATCH, target.n_ubatch),
+        type_k=target.compute_type,
+        type_v=target.compute_type,
+        n_draft=0,
+    )
+
+
+def hf_draft_items(books: HfBooks, settings: TransformersSettings) -> tuple[MemoryItem, ...]:
+    """The same of a checkpoint: weights and slots as `draft`, and what its steps take."""
+    items: list[MemoryItem] = []
+    for plan in hf_ledger.device_plans(books, settings):
+        buffers = plan.of("model", "kv")
+        if buffers:
+            why = f"{books.model.name}: weights, {settings.n_ctx:,} cells"
+            items.append(
+                MemoryItem(device=plan.id, kind="draft", bytes=buffers, source="header", why=why)
+            )
+            items += [
+                replace(item, kind="overhead", why=f"of the draft: {item.why}")
+                for item in plan.items
+                if item.kind == "compute" or item.why in _OF_A_MODEL
+            ]
     return tuple(items)
 
 

@@ -20,12 +20,11 @@ from loadmaster.machine.target import for_target
 from loadmaster.machine.types import Machine
 from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.model.stamp import check_unchanged
-from loadmaster.model.types import ModelSpec
 from loadmaster.plan.batch import JobOutline
 from loadmaster.plan.budget import make_budget
 from loadmaster.plan.codec import plan_from_json
 from loadmaster.plan.job_planning import JobPlan
-from loadmaster.plan.types import CPU, DoesNotFit, EngineSettings, Plan, Workload
+from loadmaster.plan.types import CPU, DoesNotFit, EngineSettings, Plan, Quantize, Workload
 from loadmaster.tasks import calibration, checkpoints
 from loadmaster.tasks.chat import Chat
 from loadmaster.tasks.drafting import plan_with_draft
@@ -93,8 +92,8 @@ class Planner:
         is its header, where it was read before."""
         self.options = options
         self.name = model
+        find = locate_header if header_only else locate_model
         if located is None:
-            find = locate_header if header_only else locate_model
             located = find(model, options.knobs.quantize)
         spec = located.model
         self._notes = located.notes
@@ -102,7 +101,8 @@ class Planner:
         llamacpp = options.backend == LLAMACPP
         self.backend = TRANSFORMERS if self._is_checkpoint and llamacpp else options.backend
         self.build = find_engine(self.backend)
-        self._draft = self._draft_model(options.draft, header_only=header_only)
+        like: Quantize | None = "none" if self._is_checkpoint else None  # the same format
+        self._draft = None if options.draft is None else find(options.draft, like).model
         machine = self._machine()
         quantize = located.quantize or options.knobs.quantize
         adapters = tuple(read_adapter(path, scale) for path, scale in options.adapters)
@@ -120,21 +120,6 @@ class Planner:
                 schemas=options.schemas,
             ),
         )
-
-    def _draft_model(self, name: str | None, *, header_only: bool) -> ModelSpec | None:
-        """The header of the model that guesses.
-
-        Raises:
-            UsageError: it and the model are not both GGUF.
-        """
-        if name is None:
-            return None
-        draft = (locate_header if header_only else locate_model)(name, None).model
-        if self._is_checkpoint or not isinstance(draft, ModelSpec):
-            raise UsageError(
-                "draft models are GGUF, beside a GGUF", hint="`--draft lookup` needs no model"
-            )
-        return draft
 
     @property
     def build_id(self) -> str:
@@ -198,11 +183,13 @@ class Planner:
 
     def _sized(self, request: PlanRequest) -> Plan | DoesNotFit:
         if self._is_checkpoint:
-            return plan_model(request, None)
-        draft = self._draft
-        if draft is None or request.job is not None:
-            return self._with_sizer(plan_model, request)
-        return self._with_sizer(lambda one, sizer: plan_with_draft(one, draft, sizer), request)
+            return self._made(request, None)
+        return self._with_sizer(self._made, request)
+
+    def _made(self, request: PlanRequest, sizer: Sizes | None) -> Plan | DoesNotFit:
+        if self._draft is None:
+            return plan_model(request, sizer)
+        return plan_with_draft(request, self._draft, sizer)
 
     def _with_sizer(
         self, make: Callable[[PlanRequest, Sizes | None], Made], request: PlanRequest

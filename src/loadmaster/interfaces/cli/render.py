@@ -108,6 +108,10 @@ def settings_text(plan: Plan) -> str:
         flags = render_hf.settings_flags(plan.engine, plan.workload)
     else:
         flags = settings_flags(plan.engine, plan.workload)
+    if plan.draft is not None:
+        flags.append(f"--draft {plan.draft.model_files[0]}")
+    elif plan.engine.n_draft:
+        flags.append("--draft lookup")
     return "settings as flags\n" + _INDENT + " ".join(flags)
 
 

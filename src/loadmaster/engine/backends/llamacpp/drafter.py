@@ -32,18 +32,7 @@ class Drafter:
 
     def guess(self, wanted: Sequence[DraftWanted]) -> Mapping[int, Sequence[int]]:
         """What follows in each sequence; nothing yet for one that is still being read."""
-        guesses: dict[int, list[int]] = {}
-        work = self._cells.catch_up(wanted)
-        while work:
-            said = self._step([part for _, part in work])
-            if said is None:
-                self._cells.clear()
-                return {}
-            for one, part in work:
-                if part.sample:
-                    guesses.setdefault(one.seq_id, []).append(said[part.seq_id])
-            work = self._cells.go_on(work, guesses)
-        return {seq_id: self._known(tokens) for seq_id, tokens in guesses.items()}
+        return self._cells.guess(wanted, self._step, self._n_vocab)
 
     def _step(self, work: Sequence[SequenceWork]) -> dict[int, int] | None:
         """The likeliest token after each part that asks; None when the engine found no cells."""
@@ -57,11 +46,6 @@ class Drafter:
             )
         sample, context = self._api.llama_sampler_sample, self.opened.context
         return {slot: sample(self._sampler, context, row) for slot, row in outputs}
-
-    def _known(self, tokens: list[int]) -> list[int]:
-        """Up to the first token that the other model does not have."""
-        unknown = (n for n, token in enumerate(tokens) if token >= self._n_vocab)
-        return tokens[: next(unknown, len(tokens))]
 
     def close(self) -> None:
         self._api.llama_sampler_free(self._sampler)

@@ -3,14 +3,15 @@
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from loadmaster.engine.backends.grammar import Grammars
-from loadmaster.engine.backends.transformers import cuda
+from loadmaster.engine.backends.transformers import attention, cuda
+from loadmaster.engine.backends.transformers.drafter import Drafter
 from loadmaster.engine.backends.transformers.opened import OpenModel, filler
 from loadmaster.engine.backends.transformers.samplers import Samplers
 from loadmaster.engine.backends.transformers.sizer import size_of
@@ -22,6 +23,8 @@ from loadmaster.engine.types import (
     FREE_TEXT,
     Capabilities,
     DeviceFacts,
+    DraftLoad,
+    DraftWanted,
     LoadedModel,
     LoadRequest,
     MemoryReport,
@@ -52,6 +55,8 @@ class Transformers:
         self._vocabulary: Vocabulary | None = None
         self._samplers: Samplers | None = None
         self._grammars: Grammars | None = None
+        self._draft_model: OpenModel | None = None
+        self._drafter: Drafter | None = None
         self._used: tuple[str, ...] = ()
 
     # -- before a model is open
@@ -82,9 +87,16 @@ class Transformers:
         check_settings(model, settings)
         torch.set_num_threads(settings.n_threads)
         cuda.cap(request.device_caps)
-        self._used = tuple(sorted({device for _, device in settings.device_map}))
+        maps = [settings.device_map]
+        if request.draft is not None and isinstance(request.draft.settings, TransformersSettings):
+            maps.append(request.draft.settings.device_map)
+        self._used = tuple(sorted({device for one in maps for _, device in one}))
         vocabulary = self._vocabulary = Vocabulary(model.folder)
+        if request.draft is not None:
+            self._draft_model = self._open_draft(request.draft, progress)
         self._open = opened = self._load(model, settings, progress)
+        if self._draft_model is not None:
+            self._drafter = Drafter(self._draft_model, opened.n_vocab)
         self._grammars = Grammars(lambda: vocabulary.grammar_tokenizer(opened.n_vocab))
         self._samplers = Samplers(self._grammars, vocabulary.piece, opened.n_ctx_seq)
         _trim()
@@ -100,6 +112,7 @@ class Transformers:
         model: CheckpointSpec,
         settings: TransformersSettings,
         progress: Callable[[float], bool],
+        name: str = attention.NAME,
     ) -> OpenModel:
         n_read = 0
 
@@ -110,12 +123,20 @@ class Transformers:
                 raise _LoadStopped
 
         try:
-            return OpenModel(load_weights(model, settings, watch), model, settings)
+            return OpenModel(load_weights(model, settings, watch), model, settings, name)
         except _LoadStopped:
             raise EngineRefusedError(f"the load of `{model.name}` was stopped") from None
         except (RuntimeError, MemoryError, ValueError, ImportError) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise EngineRefusedError(f"the engine cannot load `{model.name}`: {reason}") from None
+
+    def _open_draft(self, draft: DraftLoad, progress: Callable[[float], bool]) -> OpenModel:
+        settings = draft.settings
+        if not isinstance(settings, TransformersSettings):
+            raise EngineRefusedError("the draft's plan is for another engine")
+        model = read_checkpoint(draft.model_path)
+        check_settings(model, settings)
+        return self._load(model, settings, progress, attention.DRAFT_NAME)
 
     def interrupt(self) -> None:
         self._stop_load = True
@@ -214,6 +235,9 @@ class Transformers:
                 seq_id=first.seq_id, tokens=(token,), position=position, sample=True
             )
 
+    def draft(self, wanted: Sequence[DraftWanted]) -> Mapping[int, Sequence[int]]:
+        return {} if self._drafter is None else self._drafter.guess(wanted)
+
     def remove(self, seq_id: int, start: int) -> bool:
         return self._model.slots.remove(seq_id, start)
 
@@ -276,11 +300,16 @@ class Transformers:
             device_used_bytes=unknown,  # the driver says
             device_peak_bytes=dict(unknown),
             device_denied={},
+            draft_buffers=self._draft_model.buffers() if self._draft_model else (),
         )
 
     def close(self) -> None:
         self._samplers = None
         self._grammars = None
+        self._drafter = None
+        if self._draft_model is not None:
+            self._draft_model.close()
+            self._draft_model = None
         if self._open is not None:
             self._open.close()
             self._open = None
