@@ -25,9 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.decode import ONE_B, settings_for
-from benchmarks.gguf_writer import write_random
-from benchmarks.shapes import build
+from benchmarks.decode import model_file, settings_for
 from loadmaster.engine.backends import open_backend
 from loadmaster.engine.builds import find_build
 from loadmaster.engine.drafts import step_costs
@@ -44,8 +42,6 @@ from loadmaster.model.source import read_model
 from loadmaster.model.stamp import model_stamp
 from loadmaster.plan.types import DRAFT_STEP_TOKENS
 from loadmaster.scheduler.types import DraftWanted, Limits, StepCosts
-from loadmaster.settings import cache_folder
-from loadmaster.tasks.planning import demo_model
 
 SHARES = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0)
 # A step of many tokens costs what one does: every draft is as long as it may be.
@@ -210,26 +206,14 @@ def measured(bench: Bench, n_tokens: int, rounds: int) -> dict[str, object]:
     return found
 
 
-def model_file(name: str) -> Path:
-    """The file of a name; the random 1B is written at its first use."""
-    if name == "demo":
-        return demo_model()
-    if name != "1b":
-        return Path(name)
-    path = cache_folder() / "benchmarks" / "random-1b-q4_K_M.gguf"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_random(path, *build("llama-8b", "q4_K_M", **ONE_B))
-    return path
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    bench = Bench(model_file(given.model))
+    path = Path(given.model)
+    bench = Bench(path if path.is_file() else model_file(given.model))
     contests = measured(bench, given.tokens, given.rounds)
     for name, figures in contests.items():
         print(f"{name:24} {figures}")

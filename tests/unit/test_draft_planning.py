@@ -35,6 +35,8 @@ from tests.hf_parts import write_llama
 
 DEMO = read_model(demo_model())
 LOOKUP = Knobs(n_draft=DRAFT_STEP_TOKENS - 1)
+# Nothing that could be made smaller to fit.
+FIXED = replace(LOOKUP, type_k="f16", type_v="f16", n_ubatch=512, load_mode="none")
 
 
 def request(
@@ -68,10 +70,11 @@ def test_the_draft_is_on_the_gpu_where_both_fit() -> None:
 
 
 def test_without_room_on_the_gpu_it_is_on_the_cpu() -> None:
-    alone = plan_model(request(), None)
+    knobs = replace(FIXED, n_gpu_layers=7)
+    alone = plan_model(replace(request(), knobs=knobs), None)
     assert isinstance(alone, Plan)
     needed = alone.device("gpu:0").needed_bytes
-    narrow = replace(request(f"{(needed + MIB) // MIB}MiB"), knobs=replace(LOOKUP, n_gpu_layers=7))
+    narrow = replace(request(f"{(needed + MIB) // MIB}MiB"), knobs=knobs)
     plan = planned(narrow)
     assert plan.draft is not None
     assert plan.draft.device == CPU
@@ -80,10 +83,11 @@ def test_without_room_on_the_gpu_it_is_on_the_cpu() -> None:
 
 
 def test_a_draft_that_fits_nowhere_is_refused_with_its_lines() -> None:
-    alone = plan_model(request("0", "1GiB"), None)
+    alone = plan_model(replace(request("0", "1GiB"), knobs=FIXED), None)
     assert isinstance(alone, Plan)
     room = alone.device(CPU).needed_bytes + MIB
-    refusal = plan_with_draft(request("0", f"{room // MIB}MiB"), DEMO, None)
+    narrow = replace(request("0", f"{room // MIB}MiB"), knobs=FIXED)
+    refusal = plan_with_draft(narrow, DEMO, None)
     assert isinstance(refusal, DoesNotFit)
     assert any(item.kind == "draft" for device in refusal.devices for item in device.items)
     assert sum(short.bytes for short in refusal.shortfalls) > 0

@@ -185,7 +185,7 @@ class _Timed:
 
 
 def test_costs_are_the_least_of_a_few_and_never_fall() -> None:
-    backend = _Timed({1: [0.25, 0.125, 0.5], 2: [0.5, 0.0625, 0.25], 4: [0.5] * 3, 8: [4.0]})
+    backend = _Timed({1: [0.25, 0.125, 0.5], 2: [0.25, 0.0625, 0.5], 4: [0.5, 0.75], 8: [4.0]})
     costs = step_costs(backend, 8, clock=lambda: backend.now)  # type: ignore[arg-type]
     assert costs.costs == ((1, 0.125), (2, 0.125), (4, 0.5), (8, 4.0))
 

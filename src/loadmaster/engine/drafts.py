@@ -12,7 +12,7 @@ _NOTHING = Accepted(tokens=())
 _TOKEN = 1  # which token is fed makes no difference to the time
 _WIDTHS = (1, 2, 4, 8, 16)
 _RUNS = 3
-_LONG_S = 0.5  # steps that take so long are timed once
+_LONG_S = 0.5  # steps that took so long are not timed again
 _CHUNK = 1024  # tokens to read, of which a draft model takes a chunk
 _N_GUESSED = 4
 
@@ -60,22 +60,32 @@ def step_costs(
     for width in (width for width in _WIDTHS if width <= most):
         seconds = _step_s(backend, width, clock)
         costs.append((width, max(seconds, costs[-1][1] if costs else 0.0)))
+    drafted = _drafted_s(backend, clock) if draft_model else 0.0
     backend.remove(0, 0)
     backend.end_sequence(0)
-    return StepCosts(costs=tuple(costs), drafted=_drafted_s(backend, clock) if draft_model else 0.0)
+    return StepCosts(costs=tuple(costs), drafted=drafted)
 
 
 def _step_s(backend: Backend, width: int, clock: Callable[[], float]) -> float:
     work = SequenceWork(
         seq_id=0, tokens=(_TOKEN,) * width, position=0, sample=True, n_draft=width - 1
     )
-    best = float("inf")
+
+    def step() -> None:
+        backend.step([work])
+        backend.remove(0, 0)
+
+    return _least_s(step, clock)
+
+
+def _least_s(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    best, spent = float("inf"), 0.0
     for _ in range(_RUNS):
         start = clock()
-        backend.step([work])
-        best = min(best, clock() - start)
-        backend.remove(0, 0)
-        if best > _LONG_S:
+        call()
+        seconds = clock() - start
+        best, spent = min(best, seconds), spent + seconds
+        if spent > _LONG_S:
             break
     return best
 
@@ -83,11 +93,5 @@ def _step_s(backend: Backend, width: int, clock: Callable[[], float]) -> float:
 def _drafted_s(backend: Backend, clock: Callable[[], float]) -> float:
     """Of a token guessed; the draft model has read its largest chunk before."""
     backend.draft([DraftWanted(seq_id=0, tokens=[_TOKEN] * _CHUNK, n=1)])
-    best = float("inf")
-    for _ in range(_RUNS):
-        start = clock()
-        backend.draft([DraftWanted(seq_id=0, tokens=[_TOKEN] * 2, n=_N_GUESSED)])
-        best = min(best, (clock() - start) / _N_GUESSED)
-        if best * _N_GUESSED > _LONG_S:
-            break
-    return best
+    wanted = DraftWanted(seq_id=0, tokens=[_TOKEN] * 2, n=_N_GUESSED)
+    return _least_s(lambda: backend.draft([wanted]), clock) / _N_GUESSED
