@@ -221,7 +221,7 @@ class Scheduler:
             request = self._places.by_seq[part.seq_id]
             if not request.decoding:
                 self._counts.n_prefilled_tokens += len(part.tokens)
-            self._fed(request, part.tokens[: len(part.tokens) - part.n_draft])
+            self._fed(request, part.tokens[: -part.n_draft] if part.n_draft else part.tokens)
             if part.sample:
                 more = event.accepted.get(part.seq_id, ()) if part.n_draft else event.run
                 sampled = (event.tokens[part.seq_id], *more)

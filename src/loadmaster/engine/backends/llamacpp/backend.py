@@ -197,9 +197,8 @@ class LlamaCpp:
             return StepResult(tokens={}, cut=True)
         if status != 0:
             raise self._step_error(status)
-        drafts = {part.seq_id: part.tokens[-part.n_draft :] for part in work if part.n_draft}
-        if drafts:
-            return self._sampling.check(outputs, drafts)
+        if self._batch.drafts:
+            return self._sampling.check(outputs, self._batch.drafts)
         return self._sampling.choose(outputs)
 
     def decode_run(

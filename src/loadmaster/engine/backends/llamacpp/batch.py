@@ -13,6 +13,7 @@ class Batch:
 
     def __init__(self, api: Any, capacity: int) -> None:
         self.capacity = capacity
+        self.drafts: dict[int, tuple[int, ...]] = {}  # of the last `fill`, by sequence
         tokens, positions, sequences, counts = ((c.c_int32 * capacity)() for _ in range(4))
         wanted = (c.c_int8 * capacity)()
         pointers = (c.POINTER(c.c_int32) * capacity)()
@@ -34,6 +35,7 @@ class Batch:
         row before it, which its own rows follow."""
         end = 0
         outputs = []
+        self.drafts = {}
         for part in work:
             start, end = end, end + len(part.tokens)
             if end > self.capacity:
@@ -49,6 +51,7 @@ class Batch:
                 outputs.append((part.seq_id, end - 1 - part.n_draft))
                 if part.n_draft:
                     n = part.n_draft
+                    self.drafts[part.seq_id] = part.tokens[-n:]
                     self._wanted[end - 1 - n : end - 1] = array("b", b"\x01" * n)
         self.struct.n_tokens = end
         return outputs
