@@ -79,7 +79,7 @@ def plan_from_json(value: object) -> Plan:
 
 _KEYS = {
     "schema_version", "fits", "model", "machine", "workload", "devices", "engine", "predicted",
-    "alternatives", "hints", "draft",
+    "alternatives", "hints",
 }  # fmt: skip
 _MODEL_KEYS = {"name", "architecture", "quantization", "file_bytes", "n_layer", "files", "stamp"}
 
@@ -91,7 +91,7 @@ def _plan(value: object) -> Plan:
         raise SchemaError(f"schema_version is {version!r}, not {SCHEMA_VERSION}")
     if document.get("fits") is not True:
         raise SchemaError("fits is not true: a plan that does not fit cannot be run")
-    document = _object(value, "plan", _KEYS)
+    document = _object(value, "plan", _KEYS | {"draft"} if "draft" in document else _KEYS)
     model = _object(document["model"], "model", _MODEL_KEYS)
     draft = document.get("draft")
     return Plan(
