@@ -117,8 +117,8 @@ def test_a_greedy_answer_is_the_same_in_fewer_steps(pair: Pair) -> None:
     n_steps = after.n_decode_steps - before.n_decode_steps
     assert n_steps == drafted.end.n_generated - drafted.end.n_accepted - 1
     assert after.n_accepted_tokens - before.n_accepted_tokens == drafted.end.n_accepted
-    if pair.by_model:  # it says what the model says; the fake one is wrong now and then
-        assert drafted.end.n_accepted > 0.6 * drafted.end.n_drafted
+    if pair.by_model:  # it says what the model says; the fake one is wrong at every fifth token
+        assert drafted.end.n_accepted > 0.3 * drafted.end.n_drafted
 
 
 def test_the_buffers_of_a_draft_model_are_reported_apart(pair: Pair) -> None:

@@ -1,0 +1,57 @@
+"""Drafts on every kind of llama.cpp's caches: each chosen token is held against a run of its
+request alone, a token at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gguf_writer import write_random
+from benchmarks.shapes import build_tiny
+from loadmaster.engine.process import Engine
+from loadmaster.engine.types import EngineBuild
+from tests.contract.test_scheduling import Outcome, check, opened
+
+pytestmark = pytest.mark.engine
+
+# Pairs that come again with other tokens after them: most guesses are wrong, and cut.
+PROMPTS = [[(7 * i * i) % 11 + 20 + n for i in range(60)] for n in range(2)]
+N_OUT = 60
+DRAFTS = {"n_draft": 7, "n_outputs_max": 16, "n_seq_max": 3}
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "settings"),
+    [
+        ("llama-8b", {}, {}),
+        ("llama-8b", {}, {"kv_unified": False}),
+        ("deepseek2-lite", {}, {}),
+        ("gemma3-12b", {"window": 32}, {}),
+        ("gpt-oss-20b", {"window": 32}, {"kv_unified": False}),
+    ],
+    ids=["llama", "apart", "mla", "window", "window-apart"],
+)
+def test_what_was_not_accepted_leaves_no_trace(
+    engine_build: EngineBuild, tmp_path: Path, shape: str, changes: dict[str, Any],
+    settings: dict[str, Any],
+) -> None:  # fmt: skip
+    path = tmp_path / "m.gguf"
+    write_random(path, *build_tiny(shape, "f16", **changes))
+    with Engine.start(engine_build) as engine:
+        opened(engine, path, **DRAFTS, **settings)
+        outcome = Outcome(engine, PROMPTS, N_OUT)
+        assert outcome.stats.n_drafted_tokens > outcome.stats.n_accepted_tokens
+        assert outcome.stats.n_preempted == 0
+        check(outcome, N_OUT, engine_build, path)
+
+
+def test_a_recurrent_state_is_never_given_a_draft(
+    engine_build: EngineBuild, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.gguf"
+    write_random(path, *build_tiny("mamba-2.8b", "f16"))
+    with Engine.start(engine_build) as engine:
+        opened(engine, path, **DRAFTS)
+        outcome = Outcome(engine, PROMPTS, 20)
+        assert outcome.stats.n_drafted_tokens == 0
+        check(outcome, 20, engine_build, path)
