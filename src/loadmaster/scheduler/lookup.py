@@ -4,11 +4,13 @@ from array import array
 from collections.abc import Sequence
 
 _LONGEST = 8  # tokens that are compared to tell a good place from a better one
+_SHORTEST = 2  # with fewer in common a place is none
 _PLACES = 16  # so many of the latest places are compared
+_FIRST_BITS = 8
 
 
 class Lookup:
-    """The pairs of neighbouring tokens of one sequence, and where each was last.
+    """Where each pair of neighbouring tokens of one sequence was last; 12 bytes a token.
 
     It reads the sequence's own list, which may grow and must not shrink. A guess takes a time that
     does not depend on how long the list is.
@@ -16,16 +18,15 @@ class Lookup:
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = tokens
-        self._latest: dict[tuple[int, int], int] = {}  # pair → where the token after it is
-        self._before = array("q", [0, 0])  # the same of the pair's place before; 0: there is none
+        self._clear(_FIRST_BITS)
 
     def guess(self, n: int) -> tuple[int, ...]:
         """What may come next, at most `n` tokens; none if the last two were never seen before."""
-        self._index()
         tokens = self._tokens
-        if n <= 0 or len(tokens) < 2:
+        if n <= 0 or len(tokens) < _SHORTEST:
             return ()
-        place = self._best(self._latest.get((tokens[-2], tokens[-1]), 0))
+        self._index()
+        place = self._best(self._latest[self._slot(len(tokens))])
         if not place:
             return ()
         found = list(tokens[place : place + n])
@@ -34,17 +35,29 @@ class Lookup:
             found.append(found[-distance])
         return tuple(found)
 
+    def _clear(self, bits: int) -> None:
+        self._mask = (1 << bits) - 1
+        # By a hash of the pair, where the token after it is; 0: nowhere.
+        self._latest = array("i", bytes(4 << bits))
+        self._before = array("i", (0, 0))  # of each place, the one before with the same hash
+
+    def _slot(self, place: int) -> int:
+        """The hash of the pair before a place."""
+        return (self._tokens[place - 2] * 0x9E3779B1 + self._tokens[place - 1]) & self._mask
+
     def _index(self) -> None:
         """Note the pairs that are new; the last one only when something follows it."""
-        tokens, latest, before = self._tokens, self._latest, self._before
-        for place in range(len(before), len(tokens)):
-            pair = (tokens[place - 2], tokens[place - 1])
-            before.append(latest.get(pair, 0))
-            latest[pair] = place
+        if len(self._tokens) > self._mask:
+            self._clear(len(self._tokens).bit_length())
+        latest, before, slot = self._latest, self._before, self._slot
+        for place in range(len(before), len(self._tokens)):
+            at = slot(place)
+            before.append(latest[at])
+            latest[at] = place
 
     def _best(self, place: int) -> int:
         """Of the latest places, the one before which most tokens are the same as at the end."""
-        best, longest = 0, 0
+        best, longest = 0, _SHORTEST - 1
         for _ in range(_PLACES):
             if not place or longest == _LONGEST:
                 break
