@@ -76,7 +76,7 @@ def test_a_plan_shows_the_draft_models_lines(run: Run) -> None:
     code, out, _ = run("plan", "demo", "--draft", "demo", "--machine", "rtx4090-24g", "-c", "512")
     assert code == 0
     assert "loadmaster demo: weights, 512 cells" in out
-    assert "drafts on gpu:0: decode" in out
+    assert "drafts on gpu:0: it does not pay, not even if 80% of its tokens are right" in out
     assert "--draft " in out
 
 

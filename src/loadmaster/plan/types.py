@@ -233,9 +233,10 @@ class DraftModel:
     model_stamp: str
     device: str
     engine: AnySettings
-    # The speed with drafts where the machine's rates are known, if each guessed token is right with
-    # this chance: an assumption, which only use can tell.
+    # Where the machine's rates are known: the speed with drafts of the length that is best if each
+    # guessed token is right with this chance. An assumption; only use can tell.
     decode_tok_s: float | None = None
+    n_guessed: int | None = None
     assumed_share: float | None = None
 
 

@@ -144,6 +144,7 @@ def _beside(
     if found.n_ctx < target.n_ctx:  # less context beside it: then the draft needs less, too
         workload = replace(request.workload, n_ctx=found.n_ctx // found.n_seq_max)
         return _beside(replace(request, workload=workload), draft, found, device, sizer)
+    speed = _speed(request, found, draft, settings)
     model = DraftModel(
         model_name=draft.name,
         quantization=draft.quantization if isinstance(draft, ModelSpec) else draft.dtype.upper(),
@@ -151,7 +152,8 @@ def _beside(
         model_stamp=model_stamp(draft),
         device=device,
         engine=settings,
-        decode_tok_s=_decode_tok_s(request, found, draft, settings),
+        decode_tok_s=speed and speed[0],
+        n_guessed=speed and speed[1],
         assumed_share=ASSUMED_SHARE,
     )
     return replace(outcome, draft=model, notes=(*outcome.notes, note_of(model)))
@@ -162,10 +164,11 @@ def note_of(draft: DraftModel) -> str:
     place = f"{draft.model_name} drafts on {draft.device}"
     if draft.decode_tok_s is None or draft.assumed_share is None:
         return place
-    return (
-        f"{place}: decode {draft.decode_tok_s:.1f} tok/s if {draft.assumed_share:.0%} of its "
-        "tokens are right, an assumption"
-    )
+    assumed = f"if {draft.assumed_share:.0%} of its tokens are right, an assumption"
+    if not draft.n_guessed:
+        return f"{place}: it does not pay, not even {assumed}"
+    speed = f"decode {draft.decode_tok_s:.1f} tok/s with {draft.n_guessed} guessed in a step"
+    return f"{place}: {speed}, {assumed}"
 
 
 def _settings(
@@ -210,10 +213,10 @@ def _sized(draft: ModelSpec, settings: EngineSettings, sizer: Sizes | None) -> S
 # ---- what it may bring
 
 
-def _decode_tok_s(
+def _speed(
     request: PlanRequest, target: AnySettings, draft: AnyModel, settings: AnySettings
-) -> float | None:
-    """Of one sequence, with the draft length that is best at the assumed share."""
+) -> tuple[float, int] | None:
+    """Tokens per second of one sequence, and the draft length that is best at the assumed share."""
     seconds = [_step_s(request, request.model, target, n) for n in _WIDTHS]
     guess_s = _step_s(request, draft, settings, 1)
     costs = [(n, one) for n, one in zip(_WIDTHS, seconds, strict=True) if one is not None]
@@ -221,7 +224,7 @@ def _decode_tok_s(
         return None
     n = draft_length(costs, ASSUMED_SHARE, 1, target.n_draft, guess_s)
     expected = sum(ASSUMED_SHARE**i for i in range(n + 1))
-    return expected / (cost_of(costs, n + 1) + n * guess_s)
+    return expected / (cost_of(costs, n + 1) + n * guess_s), n
 
 
 def _step_s(
