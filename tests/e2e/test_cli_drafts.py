@@ -13,7 +13,6 @@ from benchmarks.gguf_writer import tiny_llama, write_random
 from loadmaster.interfaces.cli import main
 
 Run = Callable[..., tuple[int, str, str]]
-# An answer long enough that a draft model gets a chance even where it does not pay.
 LONG = ("--temp", "0", "-n", "140", "--raw", "-c", "512", "--json")
 QUOTE = "import os\nimport sys\n\n\ndef main():\n    print(os.getcwd(), sys.argv)\n\n\n" * 3
 

@@ -9,7 +9,7 @@ own tokens, or a draft model makes them: then they are asked for before the step
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from loadmaster.scheduler.guesses import Guesses
+from loadmaster.scheduler.guesses import CHANCE_TOKENS, Guesses
 from loadmaster.scheduler.request import Request
 from loadmaster.scheduler.types import DraftWanted, Limits, SequenceWork, StepCosts
 
@@ -21,8 +21,7 @@ NOMINAL_COSTS = StepCosts(costs=((1, 1.0), (16, 1.6)), drafted=0.1)
 MOST_SEQUENCES = 4
 _MARGIN = 1.05  # what drafts must promise, as a multiple of the speed without them
 _UNPAID_STEPS = 16  # a lone sequence decodes on so far before its guesses are looked at again
-# A draft model is not asked for guesses that are not fed; after so many tokens it gets a chance.
-_CHANCE_TOKENS, _CHANCE_DRAFT = 64, 2
+_CHANCE_DRAFT = 2  # what a draft model guesses when it gets a chance
 
 
 class Drafts:
@@ -80,7 +79,7 @@ class Drafts:
             guesses = request.guesses = Guesses(request.tokens)
         drafted = self.costs.drafted if self._by_model else 0.0
         n = draft_length(self.costs.costs, guesses.record.share, n_sequences, room, drafted)
-        if n == 0 and self._by_model and guesses.n_idle >= _CHANCE_TOKENS:
+        if n == 0 and self._by_model and guesses.n_idle >= CHANCE_TOKENS:
             n = min(_CHANCE_DRAFT, room)
         return min(n, request.max_tokens - request.n_generated - 1)
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from loadmaster.scheduler.lookup import Lookup
 
+# A draft model is not asked for guesses that are not fed: it gets a chance at a request's start, and
+# after so many tokens again.
+CHANCE_TOKENS = 64
 _FADE = 0.8  # of what is known with every guess: about the last five count
 
 
@@ -36,7 +39,7 @@ class Guesses:
         self.lookup = Lookup(tokens)
         self.record = Record()
         self.open: Sequence[int] = ()  # at what the step under way samples
-        self.n_idle = 0  # tokens since something was guessed
+        self.n_idle = CHANCE_TOKENS  # tokens since something was guessed
 
     def note(self, sampled: Sequence[int]) -> None:
         """These tokens came: how much of the open guess was right?"""
