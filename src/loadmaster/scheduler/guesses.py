@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from loadmaster.scheduler.lookup import Lookup
 
-# A draft model is not asked for guesses that are not fed: it gets a chance at a request's start, and
-# after so many tokens again.
+# A draft model is not asked for guesses that are not fed: it gets a chance at a request's start,
+# and after so many tokens again.
 CHANCE_TOKENS = 64
 _FADE = 0.8  # of what is known with every guess: about the last five count
 
