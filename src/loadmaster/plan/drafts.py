@@ -9,6 +9,7 @@ from loadmaster.plan.hf_ledger import HfBooks
 from loadmaster.plan.ledger import Books, device_plans
 from loadmaster.plan.types import (
     CPU,
+    DRAFT_SEQUENCES,
     EngineSettings,
     Knobs,
     MemoryItem,
@@ -21,8 +22,6 @@ from loadmaster.units import Bytes
 
 # It reads prompts in chunks of so many tokens: a smaller compute buffer than the model's own.
 _N_UBATCH = 128
-# Of the sequences that draft side by side; with more, nobody does.
-MOST_SEQUENCES = 4
 _BUFFERS = frozenset({"model", "kv", "recurrent", "compute"})
 # Overheads that a second checkpoint has, too; the others belong to the process.
 _OF_A_MODEL = frozenset({"rounding of torch's allocator", "scales as the CPU's kernels want them"})
@@ -34,7 +33,7 @@ def draft_settings(
     draft: ModelSpec, target: EngineSettings, device: str, *, n_gpus: int
 ) -> EngineSettings:
     """All of a draft model on one device, with as many cells as the model that it guesses for."""
-    n_seq_max = min(target.n_seq_max, MOST_SEQUENCES)
+    n_seq_max = min(target.n_seq_max, DRAFT_SEQUENCES)
     choice = Choice(
         n_ctx=target.n_ctx,
         type_k="f16",
@@ -75,7 +74,7 @@ def draft_items(
 def hf_draft_settings(target: TransformersSettings, device: str) -> TransformersSettings:
     """All of a checkpoint on one device, as it is stored, with slots as long as those of the model
     that it guesses for."""
-    n_seq_max = min(target.n_seq_max, MOST_SEQUENCES)
+    n_seq_max = min(target.n_seq_max, DRAFT_SEQUENCES)
     return replace(
         target,
         quantize="none",

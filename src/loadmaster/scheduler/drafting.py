@@ -9,6 +9,7 @@ own tokens, or a draft model makes them: then they are asked for before the step
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from loadmaster.plan.types import DRAFT_SEQUENCES
 from loadmaster.scheduler.guesses import CHANCE_TOKENS, Guesses
 from loadmaster.scheduler.request import Request
 from loadmaster.scheduler.types import DraftWanted, Limits, SequenceWork, StepCosts
@@ -16,9 +17,6 @@ from loadmaster.scheduler.types import DraftWanted, Limits, SequenceWork, StepCo
 # Tokens of a step and its cost, until somebody measures it: 4 % of a step for each token more, and
 # a tenth of a step for each token of a draft model.
 NOMINAL_COSTS = StepCosts(costs=((1, 1.0), (16, 1.6)), drafted=0.1)
-# With more sequences a step is full enough: of four sessions with drafts Tanguille/cluster#3258 had
-# 10.8 tok/s in all, where one had 33.
-MOST_SEQUENCES = 4
 _MARGIN = 1.05  # what drafts must promise, as a multiple of the speed without them
 _UNPAID_STEPS = 16  # a lone sequence decodes on so far before its guesses are looked at again
 _CHANCE_DRAFT = 2  # what a draft model guesses when it gets a chance
@@ -44,7 +42,7 @@ class Drafts:
         self, work: Sequence[SequenceWork], requests: Mapping[int, Request], n_available: int
     ) -> tuple[DraftWanted, ...]:
         """What the draft model is to guess before this step, in which all sequences decode."""
-        if not self._by_model or len(work) > MOST_SEQUENCES:
+        if not self._by_model or len(work) > DRAFT_SEQUENCES:
             return ()
         wanted = []
         for part in work:
@@ -64,7 +62,7 @@ class Drafts:
     ) -> tuple[SequenceWork, ...]:
         """The step with drafts where they pay; all its sequences decode."""
         self._paying = False
-        if len(work) > MOST_SEQUENCES:
+        if len(work) > DRAFT_SEQUENCES:
             return tuple(work)
         room = self._room(work, n_available)
         return tuple(self._draft(part, requests[part.seq_id], room, len(work)) for part in work)
