@@ -1,6 +1,8 @@
 """Drafts on every kind of llama.cpp's caches: each chosen token is held against a run of its
 request alone, a token at a time."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,12 @@ import pytest
 from benchmarks.gguf_writer import write_random
 from benchmarks.shapes import build_tiny
 from loadmaster.engine.process import Engine
-from loadmaster.engine.types import EngineBuild
+from loadmaster.engine.types import DraftLoad, EngineBuild, VirtualDevice
+from loadmaster.model.source import read_model
+from loadmaster.plan.drafts import draft_settings
+from loadmaster.plan.types import Sizing
 from tests.contract.test_scheduling import Outcome, check, opened
+from tests.engine_parts import load_request, settings
 
 pytestmark = pytest.mark.engine
 
@@ -21,7 +27,7 @@ DRAFTS = {"n_draft": 7, "n_outputs_max": 16, "n_seq_max": 3}
 
 
 @pytest.mark.parametrize(
-    ("shape", "changes", "settings"),
+    ("shape", "changes", "others"),
     [
         ("llama-8b", {}, {}),
         ("llama-8b", {}, {"kv_unified": False}),
@@ -33,12 +39,12 @@ DRAFTS = {"n_draft": 7, "n_outputs_max": 16, "n_seq_max": 3}
 )
 def test_what_was_not_accepted_leaves_no_trace(
     engine_build: EngineBuild, tmp_path: Path, shape: str, changes: dict[str, Any],
-    settings: dict[str, Any],
+    others: dict[str, Any],
 ) -> None:  # fmt: skip
     path = tmp_path / "m.gguf"
     write_random(path, *build_tiny(shape, "f16", **changes))
     with Engine.start(engine_build) as engine:
-        opened(engine, path, **DRAFTS, **settings)
+        opened(engine, path, **DRAFTS, **others)
         outcome = Outcome(engine, PROMPTS, N_OUT)
         assert outcome.stats.n_drafted_tokens > outcome.stats.n_accepted_tokens
         assert outcome.stats.n_preempted == 0
@@ -55,3 +61,26 @@ def test_a_recurrent_state_is_never_given_a_draft(
         outcome = Outcome(engine, PROMPTS, 20)
         assert outcome.stats.n_drafted_tokens == 0
         check(outcome, 20, engine_build, path)
+
+
+@pytest.mark.parametrize("device", ["gpu:0", "cpu"])
+def test_a_draft_model_takes_what_it_was_sized_at(
+    engine_build: EngineBuild, demo_model: Path, stand_in_gpu: Callable[..., VirtualDevice],
+    device: str,
+) -> None:  # fmt: skip
+    ours = settings(n_gpu_layers=3, layers_per_device=(3,), n_draft=7, n_outputs_max=16)
+    own = draft_settings(read_model(demo_model), ours, device, n_gpus=1)
+    load = load_request(demo_model, ours)
+    draft = DraftLoad(
+        model_path=demo_model, model_stamp=load.model_stamp, files=(demo_model,), settings=own
+    )
+    with Engine.start(engine_build, devices=[stand_in_gpu()]) as engine:
+        alone, sizing = engine.size(demo_model, ours), engine.size(demo_model, own)
+        assert isinstance(alone, Sizing)
+        assert isinstance(sizing, Sizing)
+        engine.load(replace(load, draft=draft))
+        report = engine.commit_peak()
+        assert sizing.on(device).model_bytes > 3_000_000
+        for planned, measured in ((sizing, report.draft_buffers), (alone, report.buffers)):
+            for row in measured:
+                assert row == planned.on(row.device)
