@@ -37,9 +37,7 @@ class Books:
 
 def sizing_key(settings: EngineSettings) -> EngineSettings:
     """The settings with everything set aside that does not change a buffer's size."""
-    return replace(
-        settings, load_mode="none", n_threads=1, n_threads_batch=1, adapters=(), n_draft=0
-    )
+    return replace(settings, load_mode="none", n_threads=1, n_threads_batch=1, adapters=())
 
 
 def device_plans(
