@@ -187,7 +187,7 @@ class Planner:
         return self._with_sizer(self._made, request)
 
     def _made(self, request: PlanRequest, sizer: Sizes | None) -> Plan | DoesNotFit:
-        if self._draft is None:
+        if self._draft is None or request.knobs.pooling is not None:  # vectors need no drafts
             return plan_model(request, sizer)
         return plan_with_draft(request, self._draft, sizer)
 
