@@ -17,6 +17,7 @@ the answers that equal those without drafts. The last line is one JSON object.
 
 import argparse
 import json
+import os
 import platform
 import random
 import statistics
@@ -94,6 +95,7 @@ class Bench:
 
     def __init__(self, path: Path) -> None:
         engine = find_build()
+        os.environ["LLAMA_CPP_LIB_PATH"] = str(engine.lib_dir)  # as a worker's environment has it
         self.backend = open_backend(
             "llamacpp", lib_dir=engine.lib_dir, python_dir=engine.python_dir, devices=[], options={}
         )

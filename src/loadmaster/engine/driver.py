@@ -246,7 +246,8 @@ class Driver:
             seq_id = part.seq_id
             stream = self._by_seq[seq_id]
             fed, stops = feed_checked(stream, self._backend, seq_id, result)
-            self._send(stream, now)
+            if stream.pending and now - stream.sent_s >= self._flush_s(stream):
+                self._report(stream.take(now))
             accepted[seq_id] = fed[1:]
             if stops:
                 stopped.append(seq_id)
@@ -304,13 +305,9 @@ class Driver:
         """Add tokens to their stream; whether it stops with the last one."""
         stream = self._by_seq[seq_id]
         stopped = stream.feed(self._backend, tokens, logprob)
-        self._send(stream, now)
-        return stopped
-
-    def _send(self, stream: Stream, now: float) -> None:
-        """Report the text that waits, if it is time to."""
         if stream.pending and now - stream.sent_s >= self._flush_s(stream):
             self._report(stream.take(now))
+        return stopped
 
     def _flush_s(self, stream: Stream) -> float:
         """Of many streams each sends more rarely: an event costs as much as a token's step."""
