@@ -185,9 +185,11 @@ class _Timed:
 
 
 def test_costs_are_the_least_of_a_few_and_never_fall() -> None:
-    backend = _Timed({1: [0.25, 0.125, 0.5], 2: [0.25, 0.0625, 0.5], 4: [0.5, 0.75], 8: [4.0]})
+    backend = _Timed({1: [0.02, 0.08, 0.04], 2: [0.03, 0.015, 0.05], 4: [0.03] * 3, 8: [0.09] * 3})
     costs = step_costs(backend, 8, clock=lambda: backend.now)  # type: ignore[arg-type]
-    assert costs.costs == ((1, 0.125), (2, 0.125), (4, 0.5), (8, 4.0))
+    assert [n for n, _ in costs.costs] == [1, 2, 4, 8]
+    assert [s for _, s in costs.costs] == pytest.approx([0.015, 0.015, 0.03, 0.09])
+    assert backend.widths == [1, 2, 4, 8] * 3
 
 
 def test_long_steps_are_timed_once() -> None:

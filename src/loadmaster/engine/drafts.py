@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from loadmaster.engine.stream import Stream
 from loadmaster.engine.types import Accepted, Backend, SamplingParams, SequenceWork, StepResult
@@ -11,8 +12,8 @@ from loadmaster.scheduler.types import DraftWanted, StepCosts
 _NOTHING = Accepted(tokens=())
 _TOKEN = 1  # which token is fed makes no difference to the time
 _WIDTHS = (1, 2, 4, 8, 16)
-_RUNS = 3
-_LONG_S = 0.5  # steps that took so long are not timed again
+_ROUNDS = 3
+_LONG_S = 0.5  # after so long there is no other round
 _CHUNK = 1024  # tokens to read, of which a draft model takes a chunk
 _N_GUESSED = 4
 
@@ -51,40 +52,38 @@ def step_costs(
     """Seconds of a step of 1, 2, 4 … tokens of one sequence, a logit row for each, up to `most`;
     and of a token of the draft model.
 
-    The least of a few runs each: other programs make steps longer, never shorter. Costs that fall
-    with more tokens are noise and are levelled.
+    The least of a few rounds: other programs make steps longer, never shorter. So a step that took
+    longer than one of more tokens was held up, and costs as much as that at the most.
     """
     backend.remove(0, 0)
     backend.start_sequence(0, SamplingParams(temperature=0))
-    costs: list[tuple[int, float]] = []
-    for width in (width for width in _WIDTHS if width <= most):
-        seconds = _step_s(backend, width, clock)
-        costs.append((width, max(seconds, costs[-1][1] if costs else 0.0)))
+    widths = [width for width in _WIDTHS if width <= most]
+    steps = [partial(_step, backend, width) for width in widths]
+    seconds = _least_s(steps, clock)
     drafted = _drafted_s(backend, clock) if draft_model else 0.0
     backend.remove(0, 0)
     backend.end_sequence(0)
-    return StepCosts(costs=tuple(costs), drafted=drafted)
+    levelled = [min(seconds[index:]) for index in range(len(seconds))]
+    return StepCosts(costs=tuple(zip(widths, levelled, strict=True)), drafted=drafted)
 
 
-def _step_s(backend: Backend, width: int, clock: Callable[[], float]) -> float:
+def _step(backend: Backend, width: int) -> None:
     work = SequenceWork(
         seq_id=0, tokens=(_TOKEN,) * width, position=0, sample=True, n_draft=width - 1
     )
-
-    def step() -> None:
-        backend.step([work])
-        backend.remove(0, 0)
-
-    return _least_s(step, clock)
+    backend.step([work])
+    backend.remove(0, 0)
 
 
-def _least_s(call: Callable[[], object], clock: Callable[[], float]) -> float:
-    best, spent = float("inf"), 0.0
-    for _ in range(_RUNS):
-        start = clock()
-        call()
-        seconds = clock() - start
-        best, spent = min(best, seconds), spent + seconds
+def _least_s(calls: Sequence[Callable[[], object]], clock: Callable[[], float]) -> list[float]:
+    """Seconds of each call, the least of rounds of all of them."""
+    best, spent = [float("inf")] * len(calls), 0.0
+    for _ in range(_ROUNDS):
+        for index, call in enumerate(calls):
+            start = clock()
+            call()
+            seconds = clock() - start
+            best[index], spent = min(best[index], seconds), spent + seconds
         if spent > _LONG_S:
             break
     return best
@@ -94,4 +93,5 @@ def _drafted_s(backend: Backend, clock: Callable[[], float]) -> float:
     """Of a token guessed; the draft model has read its largest chunk before."""
     backend.draft([DraftWanted(seq_id=0, tokens=[_TOKEN] * _CHUNK, n=1)])
     wanted = DraftWanted(seq_id=0, tokens=[_TOKEN] * 2, n=_N_GUESSED)
-    return _least_s(lambda: backend.draft([wanted]), clock) / _N_GUESSED
+    (seconds,) = _least_s([lambda: backend.draft([wanted])], clock)
+    return seconds / _N_GUESSED
