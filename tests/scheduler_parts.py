@@ -16,6 +16,8 @@ from loadmaster.scheduler.types import (
     Cancelled,
     Copy,
     Discard,
+    Draft,
+    Drafted,
     Event,
     Evict,
     Finish,
@@ -37,6 +39,7 @@ from loadmaster.scheduler.types import (
 N_TOKENS = 5
 END = 0  # a sampled 0 stops a stream that minds it
 Tokens = tuple[int, ...]
+Speech = Callable[[Sequence[int]], int]
 
 
 def next_token(tokens: Sequence[int]) -> int:
@@ -47,11 +50,17 @@ def next_token(tokens: Sequence[int]) -> int:
     return value % N_TOKENS
 
 
-def solo(prompt: Tokens, n: int, *, stops: bool = False) -> Tokens:
+def echoing_token(tokens: Sequence[int]) -> int:
+    """The same of a speaker who says most things again: guesses at it are often right."""
+    token = next_token(tokens)
+    return tokens[-3] if token and len(tokens) > 3 else token
+
+
+def solo(prompt: Tokens, n: int, *, stops: bool = False, speech: Speech = next_token) -> Tokens:
     """The stream of a request that has the engine to itself."""
     stream: list[int] = []
     while len(stream) < n:
-        stream.append(next_token((*prompt, *stream)))
+        stream.append(speech((*prompt, *stream)))
         if stops and stream[-1] == END:
             break
     return tuple(stream)
@@ -128,8 +137,12 @@ def limits(**changes: Any) -> Limits:
 class Run:
     """A scheduler on a pool of cells, step by step."""
 
-    def __init__(self, given: Limits, *, on_step: Callable[[Step], None] = lambda _: None) -> None:
+    def __init__(
+        self, given: Limits, *, on_step: Callable[[Step], None] = lambda _: None,
+        speech: Speech = next_token,
+    ) -> None:  # fmt: skip
         self.limits = given
+        self._speech = speech
         self.core = Scheduler(given)
         self.pool = Pool(given)
         self.step: Step | None = None
@@ -144,6 +157,7 @@ class Run:
         self.preempted: list[str] = []
         self.fed: list[str] = []  # the requests of every step, those that were prefilled
         self.n_fed_prompt = 0
+        self.n_drafted = 0
         self._on_step = on_step
 
     # -- what a test says
@@ -178,10 +192,16 @@ class Run:
         assert 0 < sum(len(part.tokens) for part in step.work) <= self.limits.n_batch
         self.fed += [self.by_seq[p.seq_id] for p in step.work if len(p.tokens) > 1]
         tokens = {}
+        accepted = {}
         for part in step.work:
             self._feed(part)
             if part.sample:
-                tokens[part.seq_id] = self._sample(part.seq_id)
+                said = self._follow(part)
+                tokens[part.seq_id] = said[0]
+                if part.n_draft:
+                    accepted[part.seq_id] = said[1:]
+                    self.n_drafted += part.n_draft
+                    self.pool.remove(part.seq_id, part.position + len(said))
         run: list[int] = []
         (first, *others) = step.work
         while not others and len(run) + 1 < min(n_run, step.repeat):
@@ -195,7 +215,7 @@ class Run:
             self.pool.feed(work)
             run.append(self._sample(first.seq_id))
         stopped = [seq_id for seq_id in tokens if self._stopped(seq_id)]
-        self.give(Stepped(tokens=tokens, stopped=stopped, run=run))
+        self.give(Stepped(tokens=tokens, stopped=stopped, run=run, accepted=accepted))
         return True
 
     def cut_step(self, *, no_room: bool = False) -> None:
@@ -240,6 +260,8 @@ class Run:
                     return [Lost(seq_id=action.to)]
             case Discard():
                 del self.states[action.request_id]
+            case Draft():
+                return [self._draft(action)]
             case Step():
                 assert self.step is None
                 self.step = action
@@ -248,6 +270,20 @@ class Run:
             case Progress():
                 assert 0 < action.n_done <= action.n_prompt
         return []
+
+    def _draft(self, action: Draft) -> Drafted:
+        """As a draft model that is right two times in three, and now and then knows nothing."""
+        guesses: dict[int, Tokens] = {}
+        for wanted in action.wanted:
+            name = self.by_seq[wanted.seq_id]
+            known = (*self.requests[name].prompt, *self.streams[name])
+            assert tuple(wanted.tokens) == known
+            if len(known) % 5:
+                said = solo(known, wanted.n, speech=self._speech)
+                guesses[wanted.seq_id] = tuple(
+                    t + (len(known) + i) % 3 // 2 for i, t in enumerate(said)
+                )
+        return Drafted(guesses=guesses)
 
     def _admit(self, action: Admit) -> Admitted:
         name = action.request_id
@@ -300,8 +336,19 @@ class Run:
         self.n_fed_prompt += max(0, min(n_prompt - part.position, len(part.tokens)))
         self.pool.feed(part)
 
-    def _sample(self, seq_id: int) -> int:
-        token = next_token(self.pool.tokens(seq_id))
+    def _follow(self, part: SequenceWork) -> list[int]:
+        """What it samples, for as long as that is its draft and its stream goes on."""
+        end = part.position + len(part.tokens) - part.n_draft
+        said = []
+        for n in range(part.n_draft + 1):
+            said.append(self._sample(part.seq_id, end + n))
+            wrong = n < part.n_draft and said[-1] != part.tokens[n - part.n_draft]
+            if wrong or self._stopped(part.seq_id):
+                break
+        return said
+
+    def _sample(self, seq_id: int, end: int | None = None) -> int:
+        token = self._speech(self.pool.tokens(seq_id)[:end])
         self.streams[self.by_seq[seq_id]].append(token)
         return token
 
@@ -323,11 +370,21 @@ class Run:
         """Every stream is what a solo run gives, as far as it got."""
         for name, request in self.requests.items():
             stream = tuple(self.streams[name])
-            assert stream == solo(request.prompt, len(stream), stops=self.stops[name])
+            assert stream == solo(
+                request.prompt, len(stream), stops=self.stops[name], speech=self._speech
+            )
             end = self.ends.get(name)
             if isinstance(end, Finish):
                 assert end.n_generated == len(stream)
                 assert end.finish_reason == self._reason(name) or (end.finish_reason == "cancelled")
+
+    def check_drafts(self) -> None:
+        """What was counted is what was fed."""
+        stats = self.core.stats()
+        assert stats.n_drafted_tokens == self.n_drafted >= stats.n_accepted_tokens
+        ends = [end for end in self.ends.values() if isinstance(end, Finish)]
+        assert sum(end.n_accepted for end in ends) == stats.n_accepted_tokens
+        assert sum(end.n_drafted for end in ends) == stats.n_drafted_tokens
 
     def _reason(self, name: str) -> str:
         stream = self.streams[name]

@@ -5,18 +5,20 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from loadmaster.scheduler.types import Finish
-from tests.scheduler_parts import N_TOKENS, Run, limits
+from loadmaster.scheduler.types import Finish, StepCosts
+from tests.scheduler_parts import N_TOKENS, Run, Speech, echoing_token, limits, next_token
 
 tokens = st.integers(1, N_TOKENS - 1)
 beginnings = st.sampled_from([(), (1,), (1, 2, 3, 4, 1, 2, 3, 4), (1, 2, 3, 4, 4, 4)])
 prompts = st.tuples(beginnings, st.lists(tokens, max_size=8).map(tuple)).map(lambda p: p[0] + p[1])
+CHEAP = ((1, 1.0), (16, 1.001))  # a draft always pays
 KINDS: dict[str, dict[str, Any]] = {
     "unified": {},
     "all ids run": {"n_seq_ids": None, "partial_state": False},
     "apart": {"n_seq_ids": None, "partial_state": False, "shared_prefix": False},
     "recurrent": {
         "n_seq_ids": None, "partial_state": False, "partial_removal": False, "shared_at_end": True,
+        "n_draft": 0,
     },
     "windowed": {"n_seq_ids": None, "partial_state": False, "shared_at_end": True},
     "answers sit out": {"answers_beside": 1},
@@ -32,18 +34,28 @@ class Laws(RuleBasedStateMachine):
         n_ctx=st.integers(8, 60),
         n_batch=st.integers(5, 12),
         state_bytes=st.sampled_from([0, 80, 10_000]),
+        n_draft=st.sampled_from([0, 0, 1, 3, 7]),
+        draft_model=st.booleans(),
+        speech=st.sampled_from([next_token, echoing_token]),
     )
-    def open(self, kind: str, n_seq_max: int, n_ctx: int, n_batch: int, state_bytes: int) -> None:
-        changes = {"n_seq_ids": n_seq_max + 4} | KINDS[kind]
+    def open(
+        self, kind: str, n_seq_max: int, n_ctx: int, n_batch: int, state_bytes: int, n_draft: int,
+        draft_model: bool, speech: Speech,
+    ) -> None:  # fmt: skip
+        kept: dict[str, Any] = {"n_seq_ids": n_seq_max + 4, "n_draft": n_draft}
+        changes = kept | KINDS[kind]
         self.run = Run(
             limits(
                 n_ctx=n_ctx, n_seq_max=n_seq_max, n_batch=n_batch, n_ubatch=min(4, n_batch),
-                state_bytes=state_bytes, **changes,
+                state_bytes=state_bytes, n_draft_step=n_batch,
+                draft_model=draft_model, **changes,
             ),
             on_step=lambda _: None,
+            speech=speech,
         )  # fmt: skip
         self.most_out = 3 if "answers_beside" in changes else 0
         self.n_out = 0
+        self.run.give(StepCosts(costs=CHEAP))
 
     @rule(
         prompt=prompts,
@@ -115,6 +127,7 @@ class Laws(RuleBasedStateMachine):
             self.run.finish(n_run=3)
             self.run.check()
             self.run.check_streams()
+            self.run.check_drafts()
             assert self.run.core.stats().n_cells_running == 0
             assert self.run.states == {}
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from loadmaster.engine.detokenize import TextStream
+from loadmaster.engine.drafts import feed_checked, without_drafts
 from loadmaster.engine.sequences import Sequences
 from loadmaster.engine.stream import Stream
 from loadmaster.engine.types import (
@@ -36,6 +37,8 @@ from loadmaster.scheduler.types import (
     Cancelled,
     Copy,
     Discard,
+    Draft,
+    Drafted,
     Event,
     Evict,
     Finish,
@@ -52,6 +55,7 @@ from loadmaster.scheduler.types import (
     Shelve,
     StateRoom,
     Step,
+    StepCosts,
     StepCut,
     Stepped,
     Submitted,
@@ -81,6 +85,8 @@ class Driver:
     ) -> None:
         """`attention` says that the caller has something else to do than to step."""
         self.n_ubatch = limits.n_ubatch
+        self.n_draft_step = limits.n_draft_step if limits.n_draft else 0
+        self.draft_model = limits.draft_model
         self._backend = backend
         self._scheduler = Scheduler(limits)
         self._report = report
@@ -142,6 +148,10 @@ class Driver:
     def allow_states(self, n_bytes: int) -> None:
         """Let the states of preempted requests take so much host RAM."""
         self._take(StateRoom(state_bytes=n_bytes))
+
+    def note_costs(self, costs: StepCosts) -> None:
+        """What steps of so many tokens cost, by which drafts are given."""
+        self._take(costs)
 
     def save(self) -> tuple[tuple[int, ...], bytes]:
         """The tokens of the sequence whose request ended last, and its cells.
@@ -213,14 +223,38 @@ class Driver:
     def _one_step(self, work: tuple[SequenceWork, ...]) -> Event:
         result = self._backend.step(work)
         if result.no_room:
-            return StepCut(no_room=True)
+            plain = without_drafts(work)
+            return StepCut(no_room=True) if plain == work else self._one_step(plain)
         if result.cut:
             remove = self._backend.remove
             lost = [part.seq_id for part in work if not remove(part.seq_id, part.position)]
             return StepCut(lost=lost)
         now = self._clock()
+        if result.accepted:
+            return self._checked_step(work, result, now)
         stopped = [seq_id for seq_id in result.tokens if self._feed_one(seq_id, result, now)]
         return Stepped(tokens=result.tokens, stopped=stopped)
+
+    def _checked_step(
+        self, work: Sequence[SequenceWork], result: StepResult, now: float
+    ) -> Stepped:
+        """The end of a step with drafts: what follows a stop, or was not accepted, is dropped."""
+        stopped: list[int] = []
+        accepted: dict[int, Sequence[int]] = {}
+        lost: list[int] = []
+        for part in work:
+            seq_id = part.seq_id
+            stream = self._by_seq[seq_id]
+            fed, stops = feed_checked(stream, self._backend, seq_id, result)
+            if stream.pending and now - stream.sent_s >= self._flush_s(stream):
+                self._report(stream.take(now))
+            accepted[seq_id] = fed[1:]
+            if stops:
+                stopped.append(seq_id)
+            end = part.position + len(fed)
+            if len(fed) <= part.n_draft and not self._backend.remove(seq_id, end):
+                lost.append(seq_id)
+        return Stepped(tokens=result.tokens, stopped=stopped, accepted=accepted, lost=lost)
 
     def _feed_one(self, seq_id: int, result: StepResult, now: float) -> bool:
         """Add a step's token to its stream; whether the stream stops with it."""
@@ -308,6 +342,8 @@ class Driver:
                 return self._sequences.preempt(action, self._by_seq.pop(action.seq_id))
             case Evict():
                 return self._sequences.evict(action)
+            case Draft():
+                return Drafted(guesses=self._backend.draft(action.wanted))
             case Copy():
                 return self._sequences.copy(action)
             case Shelve():

@@ -8,7 +8,7 @@ nothing is left running.
 import os
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -229,14 +229,10 @@ class Engine:
     def _with_driver_figures(self, report: MemoryReport) -> MemoryReport:
         """Fill in what the GPU driver knows of the process; a virtual device knows itself."""
         used, peak = self._gpu_meter.sample(), self._gpu_meter.peak
-        return MemoryReport(
-            buffers=report.buffers,
-            process_bytes=report.process_bytes,
-            process_peak_bytes=report.process_peak_bytes,
-            mapped_bytes=report.mapped_bytes,
+        return replace(
+            report,
             device_used_bytes=_fill(report.device_used_bytes, used),
             device_peak_bytes=_fill(report.device_peak_bytes, peak),
-            device_denied=report.device_denied,
         )
 
     def tokenize(

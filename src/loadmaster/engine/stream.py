@@ -78,4 +78,6 @@ class Stream:
             decode_s=end.decode_s,
             error=self.failure,
             n_preempted=end.n_preempted,
+            n_drafted=end.n_drafted,
+            n_accepted=end.n_accepted,
         )

@@ -9,6 +9,7 @@ from loadmaster.engine.timing import Question
 from loadmaster.machine.types import SizingRules
 from loadmaster.model.types import Pooling
 from loadmaster.plan.types import AnySettings, BufferSizes, Sizing, SizingFailure
+from loadmaster.scheduler.types import DraftWanted as DraftWanted
 from loadmaster.scheduler.types import FinishReason as FinishReason
 from loadmaster.scheduler.types import SchedulerStats as SchedulerStats
 from loadmaster.scheduler.types import SequenceWork as SequenceWork
@@ -158,9 +159,21 @@ class DoneEvent:
     decode_s: float
     error: str | None = None
     n_preempted: int = 0  # how often it gave its cells up and went on later
+    n_drafted: int = 0  # tokens fed as drafts
+    n_accepted: int = 0  # of them, those that were then sampled
 
 
 GenerateEvent = TextEvent | PrefillEvent | DoneEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftLoad:
+    """The model that guesses beside the one that is loaded."""
+
+    model_path: Path
+    model_stamp: str
+    files: tuple[Path, ...]  # all its shards
+    settings: AnySettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +187,7 @@ class LoadRequest:
     state_bytes: Bytes | None = None  # of it, for the states of preempted requests
     # What the engine's own allocator may take of each GPU, where it keeps such a cap.
     device_caps: Mapping[str, Bytes] = field(default_factory=dict)
+    draft: DraftLoad | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +229,7 @@ class MemoryReport:
     device_used_bytes: Mapping[str, Bytes | None]
     device_peak_bytes: Mapping[str, Bytes | None]
     device_denied: Mapping[str, int]  # allocations a stand-in device refused
+    draft_buffers: tuple[BufferSizes, ...] = ()  # of the draft model, which are not in `buffers`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,18 +243,28 @@ class Capabilities:
     n_seq_ids: int | None = None  # ids from n_seq_max on can hold cells, but not be in a step
     shared_at_end: bool = False  # cells are shared only where a sequence stands
     partial_state: bool = False  # the end of a sequence can be saved without its beginning
+    drafts: bool = False  # what a step fed can be dropped from its sequence again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """What a sequence sampled after its first token: each of them but the last was its draft's."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()  # of each, if it reports them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """The sampled token of each sequence that asked for one."""
+    """The sampled token of each sequence that asked for one; with a draft, its first."""
 
     tokens: Mapping[int, int]
     cut: bool = False  # `interrupt` ended the step early; its cells are to be dropped
     no_room: bool = False  # the engine found no cells for it; nothing was fed
     logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)  # of those that report them
-    ended: Collection[int] = ()  # their JSON value is complete with this token
+    ended: Collection[int] = ()  # their JSON value is complete with the last token
     failed: Mapping[int, str] = field(default_factory=dict)  # the schema got too complex: why
+    accepted: Mapping[int, Accepted] = field(default_factory=dict)  # of sequences with a draft
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,7 +356,8 @@ class Backend(Protocol):
         """Make a sampler for a sequence; its cells stay. Penalties count `recent` as said."""
 
     def step(self, work: Sequence[SequenceWork]) -> StepResult:
-        """One llama_decode over all the work, then one sample for each sequence that asks.
+        """One llama_decode over all the work, then a sample for each sequence that asks; with a
+        draft, samples as far as it goes. The cells of what was not accepted stay.
 
         Raises:
             EngineError: the step failed; the worker is not used again.
@@ -343,6 +369,14 @@ class Backend(Protocol):
         """Decode one sequence alone: `n_max` steps at most, each feeding the last one's sample.
 
         It ends early at an end-of-generation token if so asked, or when `go_on` says no.
+
+        Raises:
+            EngineError: a step failed; the worker is not used again.
+        """
+
+    def draft(self, wanted: Sequence[DraftWanted]) -> Mapping[int, Sequence[int]]:
+        """What the draft model says next in each of these sequences, as far as it goes. One that
+        it has not read yet is read a chunk at a time, and has no guess until then.
 
         Raises:
             EngineError: a step failed; the worker is not used again.

@@ -18,11 +18,13 @@ import time
 import traceback
 from array import array
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loadmaster.engine.backends import open_backend
 from loadmaster.engine.confine import cap_data, confine_worker
+from loadmaster.engine.drafts import step_costs
 from loadmaster.engine.driver import Driver
 from loadmaster.engine.meter import process_memory
 from loadmaster.engine.remote_errors import error_json
@@ -43,7 +45,7 @@ from loadmaster.engine.wire import Channel, Frame
 from loadmaster.errors import EngineError, LoadmasterError, ModelChangedError
 from loadmaster.machine.types import Confinement
 from loadmaster.model.stamp import check_unchanged
-from loadmaster.plan.types import AnySettings, EngineSettings
+from loadmaster.plan.types import DRAFT_STEP_TOKENS, AnySettings, EngineSettings
 from loadmaster.scheduler.types import Limits
 from loadmaster.schema import from_json, to_json
 from loadmaster.units import Bytes
@@ -245,6 +247,9 @@ class Worker:
             check_unchanged(files, request.model_stamp)
         if frame.body["cap_data"] and request.ram_cap_bytes is not None:
             cap_data(request.ram_cap_bytes)
+        draft = request.draft
+        if draft is not None:
+            check_unchanged(draft.files, draft.model_stamp)
         loaded = self._opened.load(request, self._progress(frame.body["id"]))
         if request.model_stamp:
             _check_after_load(files, request.model_stamp)
@@ -262,6 +267,9 @@ class Worker:
             partial_state=capabilities.partial_state,
             state_bytes=_state_room(request) if capabilities.state_save else 0,
             answers_beside=_answers_beside(request.settings),
+            n_draft=request.settings.n_draft if capabilities.drafts else 0,
+            n_draft_step=_draft_step(request.settings),
+            draft_model=draft is not None,
         )
         self._ram_cap_bytes = request.ram_cap_bytes if request.state_bytes is None else None
         self._driver = Driver(
@@ -291,6 +299,10 @@ class Worker:
     def _commit_peak(self, frame: Frame) -> tuple[object, bytes]:
         self._running.forget()
         self._opened.commit_peak(float(frame.body["time_limit_s"]))
+        if self._running.n_draft_step:
+            n_step, by_model = self._running.n_draft_step, self._running.draft_model
+            costs = step_costs(self._opened, n_step, draft_model=by_model)
+            self._running.note_costs(costs)
         if self._ram_cap_bytes is not None:  # half of what is left now that all else is in use
             left = self._ram_cap_bytes - process_memory().own_bytes
             self._running.allow_states(max(0, left) // 2)
@@ -364,6 +376,13 @@ list_of_tokens: Any = tuple[int, ...]
 lists_of_tokens: Any = tuple[tuple[int, ...], ...]
 
 
+def _draft_step(settings: AnySettings) -> int:
+    """Tokens of a step with drafts: of one pass, and not more than it may have outputs."""
+    n_tokens = min(DRAFT_STEP_TOKENS, settings.n_ubatch, settings.n_batch)
+    outputs = settings.n_outputs_max if isinstance(settings, EngineSettings) else n_tokens
+    return min(n_tokens, outputs)
+
+
 def _state_room(request: LoadRequest) -> int:
     """Host RAM for the states of preempted requests. Under a cap nobody can say before the peak
     is committed."""
@@ -388,15 +407,7 @@ def _check_after_load(files: list[Path], stamp: str) -> None:
 
 
 def _with_peak(report: MemoryReport, peak_bytes: Bytes) -> MemoryReport:
-    return MemoryReport(
-        buffers=report.buffers,
-        process_bytes=report.process_bytes,
-        process_peak_bytes=max(report.process_peak_bytes, peak_bytes),
-        mapped_bytes=report.mapped_bytes,
-        device_used_bytes=report.device_used_bytes,
-        device_peak_bytes=report.device_peak_bytes,
-        device_denied=report.device_denied,
-    )
+    return replace(report, process_peak_bytes=max(report.process_peak_bytes, peak_bytes))
 
 
 def _fail(channel: Channel, error: BaseException) -> None:

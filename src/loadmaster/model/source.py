@@ -12,9 +12,9 @@ from pathlib import Path
 from loadmaster.errors import DamagedFileError, LoadmasterError, NotFoundError, UsageError
 from loadmaster.model import gguf, hparams, lookalikes
 from loadmaster.model.checks import check_model
-from loadmaster.model.cursor import U16
+from loadmaster.model.cursor import U16, Cursor
 from loadmaster.model.damage import damaged, quoted, refused
-from loadmaster.model.gguf import Header, parse_header
+from loadmaster.model.gguf import TOKENS, Header, parse_header
 from loadmaster.model.types import (
     FileStamp,
     MetadataValue,
@@ -54,6 +54,26 @@ def read_model(path: str | Path) -> ModelSpec:
     tensors = _all_tensors(headers)
     check_model(header, tensors)
     return _spec(tuple(stamps), headers, tensors)
+
+
+def read_tokens(path: Path) -> list[bytes]:
+    """The tokens of a file's vocabulary in their order; none where it has no vocabulary.
+
+    Raises:
+        LoadmasterError: it cannot be read, or is damaged.
+    """
+    label = _printable(path)
+    with _opened(path, label) as (file, status):
+
+        def read_at(at: int, length: int) -> bytes:
+            return _pread(file, at, length)
+
+        entry = parse_header(read_at, status.st_size, label).entries.get(TOKENS)
+        if entry is None:
+            return []
+        cursor = Cursor(read_at, status.st_size, label)
+        cursor.skip(entry.offset, TOKENS)
+        return [token for batch in cursor.strings(entry.count, TOKENS) for token in batch]
 
 
 def _first_shard(path: Path) -> Path:

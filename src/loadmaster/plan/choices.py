@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 from loadmaster.model.types import LayerKind, ModelSpec
 from loadmaster.plan.patterns import number_regex
-from loadmaster.plan.types import CPU, EngineSettings, Knobs, Override, Workload
+from loadmaster.plan.types import (
+    CPU,
+    DRAFT_STEP_TOKENS,
+    EngineSettings,
+    Knobs,
+    Override,
+    Workload,
+)
 from loadmaster.units import align
 
 # n_ctx when nobody asked for one: enough for a conversation, and 1/16 of the cache of a model
@@ -116,7 +123,10 @@ def base_settings(
     n_ubatch = max(1, min(choice.n_ubatch, each if workload.n_cells is None else n_ctx))
     threads = knobs.n_threads or n_threads
     n_batch = knobs.n_batch or max(n_ubatch, workload.n_seq_max)
+    n_draft = 0 if knobs.pooling is not None else knobs.n_draft or 0
     n_outputs_max = knobs.n_outputs_max or workload.n_seq_max
+    if n_draft:  # every token of a draft is an output
+        n_outputs_max = max(n_outputs_max, min(n_batch, DRAFT_STEP_TOKENS))
     if knobs.pooling is not None:  # a prompt is pooled within one ubatch, each token an output
         n_batch = n_outputs_max = n_ubatch = align(n_ubatch, workload.n_seq_max)
     return EngineSettings(
@@ -142,6 +152,7 @@ def base_settings(
         n_threads_batch=threads,
         adapters=knobs.adapters,
         pooling=knobs.pooling,
+        n_draft=n_draft,
     )
 
 

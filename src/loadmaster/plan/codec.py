@@ -10,6 +10,7 @@ from loadmaster.plan.types import (
     AnySettings,
     DevicePlan,
     DoesNotFit,
+    DraftModel,
     EngineSettings,
     Plan,
     Prediction,
@@ -42,6 +43,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "predicted": to_json(plan.predicted),
         "alternatives": [to_json(alternative) for alternative in plan.alternatives],
         "hints": list(plan.notes),
+        **({} if plan.draft is None else {"draft": to_json(plan.draft)}),
     }
 
 
@@ -89,8 +91,9 @@ def _plan(value: object) -> Plan:
         raise SchemaError(f"schema_version is {version!r}, not {SCHEMA_VERSION}")
     if document.get("fits") is not True:
         raise SchemaError("fits is not true: a plan that does not fit cannot be run")
-    document = _object(value, "plan", _KEYS)
+    document = _object(value, "plan", _KEYS | {"draft"} if "draft" in document else _KEYS)
     model = _object(document["model"], "model", _MODEL_KEYS)
+    draft = document.get("draft")
     return Plan(
         model_name=from_json(str, model["name"]),
         architecture=from_json(str, model["architecture"]),
@@ -106,6 +109,7 @@ def _plan(value: object) -> Plan:
         predicted=from_json(Prediction, document["predicted"]),
         notes=from_json(tuple[str, ...], document["hints"]),
         alternatives=from_json(tuple[Alternative, ...], document["alternatives"]),
+        draft=None if draft is None else from_json(DraftModel, draft),
     )
 
 

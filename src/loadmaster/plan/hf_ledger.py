@@ -64,10 +64,15 @@ def device_plans(books: HfBooks, settings: TransformersSettings) -> tuple[Device
     plans = []
     for gpu in books.gpus:
         tensors = by_device.get(gpu.id, [])
-        if tensors:
-            items = _gpu_items(books, settings, gpu, tensors, caches.get(gpu.id, []))
+        drafted = _draft_items(books, gpu.id)
+        if tensors or drafted:
+            items = _gpu_items(books, settings, gpu, tensors, caches.get(gpu.id, [])) + drafted
             plans.append(_plan(books, gpu.id, gpu.name, items))
     return (*plans, _host(books, settings, by_device.get(CPU, []), caches.get(CPU, []), len(plans)))
+
+
+def _draft_items(books: HfBooks, device: str) -> list[MemoryItem]:
+    return [item for item in books.overheads.draft_items if item.device == device]
 
 
 def tensors_by_device(
@@ -161,7 +166,7 @@ def _host(
          f"tokenizer, {model.n_vocab:,} entries"),
         ("overhead", template, "bound", "the chat template's process"),
     ]  # fmt: skip
-    return _plan(books, CPU, "host RAM", _items(CPU, rows))
+    return _plan(books, CPU, "host RAM", _items(CPU, rows) + _draft_items(books, CPU))
 
 
 def _repacking(books: HfBooks, tensors: Iterable[LoadedTensor]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from loadmaster.plan.hf_weights import (
     part_elements,
     written_out_in_parts,
 )
-from loadmaster.plan.types import TransformersSettings
+from loadmaster.plan.types import DRAFT_STEP_TOKENS, TransformersSettings
 from loadmaster.units import MIB, Bytes, align
 
 _F32 = 4
@@ -60,8 +60,14 @@ def activation_bytes(
     elif any(tensor.role == "output" for tensor in tensors) or (
         model.tied_output and any(tensor.role == "embedding" for tensor in tensors)
     ):
-        outputs = settings.n_seq_max * model.n_vocab * (c + 2 * _F32)
+        outputs = _n_outputs(settings) * model.n_vocab * (c + 2 * _F32)
     return Bytes(stream + max(inside + beside, outputs))
+
+
+def _n_outputs(settings: TransformersSettings) -> int:
+    """Rows of logits of a step: one of every sequence, or with drafts one of every token."""
+    drafts = min(DRAFT_STEP_TOKENS, settings.n_ubatch) if settings.n_draft else 0
+    return max(settings.n_seq_max, drafts)
 
 
 def _attention(model: CheckpointSpec, tokens: int, settings: TransformersSettings) -> int:

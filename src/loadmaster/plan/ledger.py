@@ -60,7 +60,8 @@ def device_plans(
         states = memory.recurrent_bytes(model, settings, rules)
     compute = bounds.bound_compute_bytes(model, settings, rules) if sizing is None else {}
     plans = []
-    opened = layout.opened_gpus(settings)
+    drafted = {item.device for item in books.overheads.draft_items}
+    opened = {*layout.opened_gpus(settings), *drafted}
     for gpu in (gpu for gpu in books.gpus if gpu.id in opened):
         items = _buffers(gpu.id, settings, sizing, weights, caches, states, compute)
         items += _gpu_extras(books, settings, gpu)
@@ -156,7 +157,11 @@ def _gpu_extras(books: Books, settings: EngineSettings, gpu: Gpu) -> list[Memory
             why=f"{gpu.backend} context, workspaces and pools",
         )
     ]
-    return items + _adapters(settings, gpu.id)
+    return items + _adapters(settings, gpu.id) + _draft_items(books, gpu.id)
+
+
+def _draft_items(books: Books, device: str) -> list[MemoryItem]:
+    return [item for item in books.overheads.draft_items if item.device == device]
 
 
 def _host_extras(
@@ -164,6 +169,7 @@ def _host_extras(
 ) -> list[MemoryItem]:
     items = list(overhead.host_items(books.model, settings, books.overheads))
     items += _adapters(settings, CPU)
+    items += _draft_items(books, CPU)
     transient = _loading_bytes(books, settings, (*buffers, *items))
     if transient > 0:
         items.append(

@@ -19,6 +19,12 @@ WorkloadKind = Literal["chat", "serve", "batch"]
 # What a safetensors checkpoint's linear weights are made while they load; none: as computed.
 Quantize = Literal["none", "int8", "nf4", "fp4", "fp8"]
 
+# Tokens of a step with drafts: the kernels of a CPU take 16 at once, and then 4.
+DRAFT_STEP_TOKENS = 16
+# With more sequences a step is full enough: of four sessions with drafts Tanguille/cluster#3258 had
+# 10.8 tok/s in all, where one had 33.
+DRAFT_SEQUENCES = 4
+
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 
@@ -88,6 +94,7 @@ class Knobs:
     kv_unified: bool | None = None  # one cache for all sequences, or one for each
     pooling: Pooling | None = None  # open it for embeddings or ranks instead of text
     adapters: tuple[Adapter, ...] = ()
+    n_draft: int | None = None  # tokens that a sequence may bring into a step as a draft
     quantize: Quantize | None = None  # of a safetensors checkpoint, while it loads
     double_quant: bool | None = None
 
@@ -120,6 +127,7 @@ class EngineSettings:
     # One vector for a prompt, instead of text: the mean of its tokens' vectors, that of the first
     # or the last, or a rank. Every token of a step is an output then.
     pooling: Pooling | None = None
+    n_draft: int = 0  # tokens that a sequence may bring into a step as a draft
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +147,7 @@ class TransformersSettings:
     type_v: str
     n_threads: int
     pooling: Pooling | None = None  # one vector for a prompt, instead of text; it keeps no cells
+    n_draft: int = 0  # tokens that a sequence may bring into a step as a draft
 
     @property
     def kv_unified(self) -> bool:
@@ -199,6 +208,7 @@ class Overheads:
     process_bytes: Bytes  # parent and worker before a model is open, their private memory
     process_source: Source
     schemas: bool = False  # requests may bring JSON schemas: the vocabulary is kept once more
+    draft_items: tuple["MemoryItem", ...] = ()  # a draft model's lines, as they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +220,23 @@ class MemoryItem:
     bytes: Bytes
     source: Source
     why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftModel:
+    """The model that guesses beside a planned one; all of it is on one device."""
+
+    model_name: str
+    quantization: str
+    model_files: tuple[str, ...]
+    model_stamp: str
+    device: str
+    engine: AnySettings
+    # Where the machine's rates are known: the speed with drafts of the length that is best if each
+    # guessed token is right with this chance. An assumption; only use can tell.
+    decode_tok_s: float | None = None
+    n_guessed: int | None = None
+    assumed_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,6 +330,7 @@ class Plan:
     predicted: Prediction
     notes: tuple[str, ...] = ()  # what a person should know: a KV type chosen, a share on the CPU
     alternatives: tuple[Alternative, ...] = ()
+    draft: DraftModel | None = None
 
     @property
     def llamacpp(self) -> EngineSettings:

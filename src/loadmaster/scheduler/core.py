@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from loadmaster.scheduler.cells import Cells
 from loadmaster.scheduler.counts import Counts
+from loadmaster.scheduler.drafting import Drafts
 from loadmaster.scheduler.places import Places
 from loadmaster.scheduler.request import Request, rank_of
 from loadmaster.scheduler.steps import sits_out, step_work
@@ -22,6 +23,8 @@ from loadmaster.scheduler.types import (
     Admitted,
     Adopt,
     Cancelled,
+    Draft,
+    Drafted,
     Event,
     Finish,
     FinishReason,
@@ -36,6 +39,7 @@ from loadmaster.scheduler.types import (
     SequenceWork,
     StateRoom,
     Step,
+    StepCosts,
     StepCut,
     Stepped,
     Submitted,
@@ -55,6 +59,7 @@ class Scheduler:
         self.limits = limits
         self._counts = Counts()
         self._places = Places(limits, self._counts)
+        self._drafts = Drafts(limits) if limits.n_draft else None
         self._requests: dict[str, Request] = {}  # queued and running
         self._outstanding: tuple[SequenceWork, ...] | None = None
         self._n_out = 0  # steps in a row without those who answer
@@ -107,6 +112,10 @@ class Scheduler:
                 self._cells.lose(event.seq_id)
             case StateRoom():
                 self._places.state_bytes = event.state_bytes
+            case StepCosts() if self._drafts is not None:
+                self._drafts.costs = event
+            case Drafted() if self._drafts is not None:
+                self._drafts.made(event.guesses, self._places.by_seq)
             case Forget():
                 return list(self._cells.evict_all())
         return []
@@ -186,8 +195,14 @@ class Scheduler:
         work, n_decoding = step_work(self.limits, ready, available, prompts_alone=sit_out)
         if not work:
             return []
+        if self._drafts is not None and len(work) == n_decoding:
+            known = (work, self._places.by_seq, self._cells.n_available)
+            if wanted := self._drafts.wanted(*known):
+                return [Draft(wanted=wanted)]
+            work = self._drafts.bring(*known)
         n_tokens = sum(len(part.tokens) for part in work)
-        repeat = self._repeat(ready[0]) if len(self._places.running) == n_decoding == 1 else 1
+        alone = len(self._places.running) == n_decoding == 1
+        repeat = self._repeat(ready[0]) if alone and n_tokens == 1 else 1
         self._outstanding = work
         room = self._cells.make_room(max(n_tokens, repeat))
         return [*room, Step(work=work, repeat=repeat)]
@@ -196,6 +211,8 @@ class Scheduler:
         """A sequence alone may decode on: whoever is queued waits for its end anyway."""
         free = self.limits.n_ctx - self._cells.n_used
         room = min(self._cells.n_available, max(free, _LONE_CELLS))
+        if self._drafts is not None:
+            room = min(room, self._drafts.n_repeat)
         return max(1, min(request.max_tokens - request.n_generated, room))
 
     def _stepped(self, event: Stepped, now: float) -> Iterator[Action]:
@@ -208,11 +225,14 @@ class Scheduler:
             request = self._places.by_seq[part.seq_id]
             if not request.decoding:
                 self._counts.n_prefilled_tokens += len(part.tokens)
-            self._fed(request, part.tokens)
+            self._fed(request, part.tokens[: -part.n_draft] if part.n_draft else part.tokens)
             if part.sample:
-                sampled = (event.tokens[part.seq_id], *event.run)
-                if event.run:  # the repeated steps fed all but the last
+                more = event.accepted.get(part.seq_id, ()) if part.n_draft else event.run
+                sampled = (event.tokens[part.seq_id], *more)
+                if more:  # the draft or the repeated steps fed all but the last
                     self._fed(request, sampled[:-1])
+                if request.guesses is not None:
+                    self._guessed(request, part.n_draft, sampled)
                 yield from self._sampled(request, sampled, part.seq_id in event.stopped, now)
             elif request.n_fed <= request.n_prompt:
                 yield request.progress()
@@ -234,6 +254,16 @@ class Scheduler:
         assert request.seq_id is not None
         self._cells.extend(request.seq_id, tokens)
         request.n_fed += len(tokens)
+
+    def _guessed(self, request: Request, n_draft: int, sampled: Sequence[int]) -> None:
+        assert request.guesses is not None
+        request.guesses.note(sampled)
+        if n_draft:
+            n_accepted = len(sampled) - 1
+            request.n_drafted += n_draft
+            request.n_accepted += n_accepted
+            self._counts.n_drafted_tokens += n_draft
+            self._counts.n_accepted_tokens += n_accepted
 
     def _sampled(
         self, request: Request, tokens: Sequence[int], stopped: bool, now: float

@@ -21,6 +21,8 @@ class Counts:
     n_restored: int = 0
     state_bytes: int = 0
     state_peak_bytes: int = 0
+    n_drafted_tokens: int = 0
+    n_accepted_tokens: int = 0
 
     def save(self, state_bytes: int) -> None:
         self.state_bytes += state_bytes
@@ -46,4 +48,6 @@ class Counts:
             n_evicted_cells=cells.n_evicted,
             state_bytes=self.state_bytes,
             state_peak_bytes=self.state_peak_bytes,
+            n_drafted_tokens=self.n_drafted_tokens,
+            n_accepted_tokens=self.n_accepted_tokens,
         )

@@ -70,8 +70,9 @@ class Places:
             return True
         if self._full(match):
             return False
-        promised = sum(other.ahead(_LOOKAHEAD_STEPS) for other in self.running)
-        fresh = request.ahead(_LOOKAHEAD_STEPS) - self._gets(request, match)
+        n_steps = _LOOKAHEAD_STEPS + self._limits.n_draft
+        promised = sum(other.ahead(n_steps) for other in self.running)
+        fresh = request.ahead(n_steps) - self._gets(request, match)
         needed = self.cells.n_held + promised + self.cells.not_held(match) + fresh
         return needed <= self._limits.n_ctx
 

@@ -3,6 +3,7 @@
 import heapq
 from dataclasses import dataclass
 
+from loadmaster.scheduler.guesses import Guesses
 from loadmaster.scheduler.types import Finish, FinishReason, Progress, Submitted
 
 _NUMBERS = 1 << 48  # of arrivals within one priority
@@ -45,6 +46,9 @@ class Request:
     n_cached: int = 0
     n_generated: int = 0
     n_preempted: int = 0
+    guesses: Guesses | None = None  # where drafts are on
+    n_drafted: int = 0
+    n_accepted: int = 0
 
     @property
     def request_id(self) -> str:
@@ -92,6 +96,8 @@ class Request:
             n_preempted=self.n_preempted,
             prefill_s=first - begun,
             decode_s=now - first,
+            n_drafted=self.n_drafted,
+            n_accepted=self.n_accepted,
         )
 
 

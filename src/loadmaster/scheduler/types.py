@@ -6,7 +6,7 @@ them, until the cells are needed.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled", "failed"]
@@ -34,6 +34,9 @@ class Limits:
     state_bytes: int = 0  # host RAM for the states of preempted requests
     min_wait_tokens: int = 8  # a shared part must save so many tokens to be waited for
     answers_beside: int = 0  # beside a person's prompt, so many in the mean of steps; 0: all
+    n_draft: int = 0  # tokens that a decoding sequence may bring into a step as a draft
+    n_draft_step: int = 0  # tokens of a step with drafts, of all its sequences
+    draft_model: bool = False  # drafts are asked for, and not looked up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +61,23 @@ class SchedulerStats:
     n_evicted_cells: int
     state_bytes: int  # saved states of preempted requests in host RAM now
     state_peak_bytes: int
+    n_drafted_tokens: int = 0  # fed as drafts
+    n_accepted_tokens: int = 0  # of them, those that were then sampled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceWork:
-    """One sequence's part of a step: feed `tokens` at `position`; sample after the last one?"""
+    """One sequence's part of a step: feed `tokens` at `position`; sample after the last one?
+
+    The last `n_draft` tokens are a draft. One token after the other is sampled from the token
+    before the draft on, for as long as it is the draft's next.
+    """
 
     seq_id: int
     tokens: tuple[int, ...]
     position: int
     sample: bool
+    n_draft: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +124,15 @@ class Stepped:
     """A step ended: the sampled token of each sequence, and those whose stream stops with it.
 
     `run` are the tokens that a repeated step sampled after the first, in its one sequence.
+    `accepted` are those that a sequence with a draft sampled after its first; the cells of what was
+    not accepted are gone.
     """
 
     tokens: Mapping[int, int]
     stopped: Collection[int] = ()
     run: Sequence[int] = ()
-    lost: Collection[int] = ()  # as in `StepCut`: a repeated step was cut
+    lost: Collection[int] = ()  # as in `StepCut`: a repeated step was cut, or a draft
+    accepted: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +171,25 @@ class StateRoom:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepCosts:
+    """What steps of so many tokens cost, the fewest first: whether drafts pay.
+
+    `drafted` is what a draft model takes for one token of every sequence, in the same unit.
+    """
+
+    costs: tuple[tuple[int, float], ...]
+    drafted: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafted:
+    """The answer to `Draft`: what each sequence may say next; less than was asked for, or nothing,
+    is fine."""
+
+    guesses: Mapping[int, Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Forget:
     """Drop the cells of every ended sequence."""
 
@@ -173,6 +205,8 @@ Event = (
     | Lost
     | Offered
     | StateRoom
+    | StepCosts
+    | Drafted
     | Forget
 )
 
@@ -248,6 +282,22 @@ class Adopt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftWanted:
+    """Guess `n` tokens after these, which are all of a sequence; the list is the scheduler's."""
+
+    seq_id: int
+    tokens: Sequence[int]
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """Have the draft model guess for the next step, then answer `Drafted`."""
+
+    wanted: tuple[DraftWanted, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """Run one step, then answer `Stepped` or `StepCut`.
 
@@ -290,8 +340,21 @@ class Finish:
     n_preempted: int
     prefill_s: float
     decode_s: float
+    n_drafted: int = 0  # tokens fed as drafts
+    n_accepted: int = 0  # of them, those that were then sampled
 
 
 Action = (
-    Admit | Preempt | Discard | Evict | Shelve | Copy | Adopt | Step | Progress | Refuse | Finish
+    Admit
+    | Preempt
+    | Discard
+    | Evict
+    | Shelve
+    | Copy
+    | Adopt
+    | Draft
+    | Step
+    | Progress
+    | Refuse
+    | Finish
 )

@@ -48,7 +48,8 @@ def compare(plan: Plan, report: MemoryReport, *, parent_bytes: Bytes) -> tuple[M
         measured = _buffers(report, device.id)
         rows += _buffer_rows(device, measured)
         total = _process_total(device.id, report, parent_bytes)
-        rows += _other_rows(device, measured, total)
+        rows += _other_rows(device, measured, _drafted(report, device.id), total)
+        rows += _draft_rows(device, report)
         rows += _state_rows(device)
         rows.append(_total_row(device, total))
     return tuple(rows)
@@ -108,17 +109,40 @@ def _buffer_rows(device: DevicePlan, measured: BufferSizes | None) -> list[Memor
     return rows
 
 
+def _sum(row: BufferSizes | None) -> int:
+    return 0 if row is None else row.model_bytes + row.context_bytes + row.compute_bytes
+
+
+def _drafted(report: MemoryReport, device: str) -> int:
+    return sum(_sum(row) for row in report.draft_buffers if row.device == device)
+
+
+def _draft_rows(device: DevicePlan, report: MemoryReport) -> list[MemoryRow]:
+    """The draft model's buffers, all in one line."""
+    planned, found = device.of("draft"), _drafted(report, device.id)
+    if not planned and not found:
+        return []
+    return [
+        MemoryRow(
+            device=device.id,
+            kind="draft",
+            planned_bytes=planned,
+            measured_bytes=Bytes(found),
+            exact=True,
+        )
+    ]
+
+
 def _other_rows(
-    device: DevicePlan, measured: BufferSizes | None, total: Bytes | None
+    device: DevicePlan, measured: BufferSizes | None, drafted: int, total: Bytes | None
 ) -> list[MemoryRow]:
     """What no breakdown of the engine has: together it is the total less the buffers."""
     kinds = {item.kind for item in device.items}
-    kinds -= {"model", "compute", "cache", "headroom", *_CONTEXT}
+    kinds -= {"model", "compute", "cache", "draft", "headroom", *_CONTEXT}
     planned = device.of(*kinds)
     if not planned:
         return []
-    inside = sum((measured.model_bytes, measured.context_bytes, measured.compute_bytes)
-                 if measured else ())  # fmt: skip
+    inside = drafted + _sum(measured)
     # Mapped weights are in the engine's model buffer and not in the process total.
     resident = inside - (device.mapped_bytes if device.id == CPU else 0)
     rest = None if total is None else Bytes(max(0, total - max(0, resident)))

@@ -24,9 +24,10 @@ from loadmaster.plan.batch import JobOutline
 from loadmaster.plan.budget import make_budget
 from loadmaster.plan.codec import plan_from_json
 from loadmaster.plan.job_planning import JobPlan
-from loadmaster.plan.types import CPU, DoesNotFit, EngineSettings, Plan, Workload
+from loadmaster.plan.types import CPU, DoesNotFit, EngineSettings, Plan, Quantize, Workload
 from loadmaster.tasks import calibration, checkpoints
 from loadmaster.tasks.chat import Chat
+from loadmaster.tasks.drafting import plan_with_draft
 from loadmaster.tasks.locating import (
     Located,
     check_has_weights,
@@ -91,8 +92,8 @@ class Planner:
         is its header, where it was read before."""
         self.options = options
         self.name = model
+        find = locate_header if header_only else locate_model
         if located is None:
-            find = locate_header if header_only else locate_model
             located = find(model, options.knobs.quantize)
         spec = located.model
         self._notes = located.notes
@@ -100,6 +101,8 @@ class Planner:
         llamacpp = options.backend == LLAMACPP
         self.backend = TRANSFORMERS if self._is_checkpoint and llamacpp else options.backend
         self.build = find_engine(self.backend)
+        like: Quantize | None = "none" if self._is_checkpoint else None  # the same format
+        self._draft = None if options.draft is None else find(options.draft, like).model
         machine = self._machine()
         quantize = located.quantize or options.knobs.quantize
         adapters = tuple(read_adapter(path, scale) for path, scale in options.adapters)
@@ -162,7 +165,16 @@ class Planner:
         return replace(plan, notes=(*self._notes, *plan.notes))
 
     def for_job(self, job: JobOutline) -> "Planner":
-        """From now on plans are for this job; returns itself."""
+        """From now on plans are for this job; returns itself.
+
+        Raises:
+            UsageError: a draft model is asked for.
+        """
+        if self._draft is not None:
+            raise UsageError(
+                "the many sequences of a job leave a draft model nothing to do",
+                hint="`--draft lookup` helps the last few of them; or leave `--draft` out",
+            )
         workload = replace(self.request.workload, kind="batch")
         self.request = replace(self.request, workload=workload, job=job)
         return self
@@ -178,8 +190,13 @@ class Planner:
 
     def _sized(self, request: PlanRequest) -> Plan | DoesNotFit:
         if self._is_checkpoint:
-            return plan_model(request, None)
-        return self._with_sizer(plan_model, request)
+            return self._made(request, None)
+        return self._with_sizer(self._made, request)
+
+    def _made(self, request: PlanRequest, sizer: Sizes | None) -> Plan | DoesNotFit:
+        if self._draft is None or request.knobs.pooling is not None:  # vectors need no drafts
+            return plan_model(request, sizer)
+        return plan_with_draft(request, self._draft, sizer)
 
     def _with_sizer(
         self, make: Callable[[PlanRequest, Sizes | None], Made], request: PlanRequest
@@ -389,7 +406,8 @@ def open_plan_file(file: Path, options: PlanOptions, progress: Progress) -> Open
 def _open(plan: Plan, parts: _Parts, progress: Progress) -> Opened:
     try:
         session = open_session(plan, parts.opening(), progress)
-        if parts.planner is not None and parts.backend != FAKE:
+        # A second model's own memory is no overhead of this machine.
+        if parts.planner is not None and parts.backend != FAKE and plan.draft is None:
             gpus = parts.planner.request.machine.gpus
             calibration.record(parts.build.id, gpus, session.memory())
         return Opened(parts, session)

@@ -9,7 +9,7 @@ from loadmaster.errors import DoesNotFitError, NotFoundError, Number, UsageError
 from loadmaster.machine.types import Machine
 from loadmaster.model.checkpoint import AnyModel, CheckpointSpec
 from loadmaster.model.stamp import model_stamp
-from loadmaster.model.types import ModelSpec
+from loadmaster.model.types import LayerKind, ModelSpec
 from loadmaster.plan.batch import JobOutline
 from loadmaster.plan.hf_jobs import plan_checkpoint_job
 from loadmaster.plan.hf_planner import plan_checkpoint
@@ -18,6 +18,7 @@ from loadmaster.plan.planner import planning
 from loadmaster.plan.problem import Search
 from loadmaster.plan.types import (
     Adapter,
+    AnySettings,
     Budget,
     DoesNotFit,
     EngineSettings,
@@ -66,6 +67,7 @@ class PlanOptions:
     workload: Workload = field(default_factory=Workload)
     knobs: Knobs = field(default_factory=Knobs)
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA file and scale
+    draft: str | None = None  # a model that guesses; `knobs.n_draft` alone looks guesses up
     # The command reads lines from a terminal: not of the placement, but of the RAM it takes.
     line_editor: bool = field(default=False, compare=False)
     server: bool = field(default=False, compare=False)  # likewise: the command serves HTTP
@@ -172,10 +174,12 @@ def _plan_checkpoint(
     request: PlanRequest, model: CheckpointSpec, *, alternatives: bool
 ) -> Plan | DoesNotFit:
     """For transformers: its sizes are all known from the headers, no engine is asked."""
-    return plan_checkpoint(
+    outcome = plan_checkpoint(
         request.machine, model, request.workload, request.budget, request.knobs,
         request.overheads, stamp=model_stamp(model), alternatives=alternatives,
     )  # fmt: skip
+    _check_window(outcome.engine, model)
+    return outcome
 
 
 def plan_job(request: PlanRequest, sizer: Sizes | None) -> JobPlan | DoesNotFit:
@@ -201,6 +205,7 @@ def plan_job(request: PlanRequest, sizer: Sizes | None) -> JobPlan | DoesNotFit:
 def _checked_knobs(request: PlanRequest) -> Knobs:
     _check_quantize(request)
     check_n_ctx(request.gguf, request.workload)
+    _check_draft(request.knobs, request.gguf)
     check_gpu_layers(request.knobs, request.machine)
     return _clamped(request.knobs, request.gguf)
 
@@ -211,6 +216,27 @@ def _check_quantize(request: PlanRequest) -> None:
             f"`{request.model.name}` is a GGUF in {request.model.quantization}, and `--quantize` "
             "is for safetensors",
             hint="leave `--quantize` out, or give a folder or a repository with safetensors",
+        )
+
+
+def _check_draft(knobs: Knobs, model: ModelSpec) -> None:
+    if knobs.n_draft and model.is_recurrent:
+        raise UsageError(
+            f"`{model.name}` keeps a recurrent state: what a step fed cannot be taken back, and "
+            "drafts need that",
+            hint="leave `--draft` out",
+        )
+
+
+def _check_window(settings: AnySettings, model: CheckpointSpec) -> None:
+    """A cache of a window's cells alone: new tokens take the places of those that a cut needs."""
+    n_ctx, window = settings.n_ctx // settings.n_seq_max, model.n_swa
+    windowed = any(layer.kind is LayerKind.SWA for layer in model.layers)
+    if settings.n_draft and windowed and window < n_ctx:
+        raise UsageError(
+            f"`{model.name}` keeps the last {window} tokens of some layers alone: what a step fed "
+            "cannot be taken back, and drafts need that",
+            hint=f"leave `--draft` out, or take `--ctx {window}`",
         )
 
 

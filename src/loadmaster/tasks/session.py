@@ -13,6 +13,7 @@ from typing import Protocol
 from loadmaster.engine.exchange import Sink
 from loadmaster.engine.types import (
     DoneEvent,
+    DraftLoad,
     GenerateEvent,
     GenerateRequest,
     LoadedModel,
@@ -28,7 +29,7 @@ from loadmaster.errors import (
     LoadmasterError,
     OverBudgetError,
 )
-from loadmaster.plan.types import CPU, DoesNotFit, MemoryItem, Plan
+from loadmaster.plan.types import CPU, DoesNotFit, DraftModel, MemoryItem, Plan
 from loadmaster.tasks.measurement import MemoryRow, compare, excess_by_device
 from loadmaster.tasks.progress import Progress
 from loadmaster.units import MIB, Bytes, format_size
@@ -299,6 +300,14 @@ def _request(plan: Plan, opening: Opening) -> LoadRequest:
         ram_cap_bytes=Bytes(max(0, cap)),
         state_bytes=host.of("cache"),
         device_caps=allocator_caps(plan),
+        draft=None if plan.draft is None else _draft_load(plan.draft),
+    )
+
+
+def _draft_load(draft: DraftModel) -> DraftLoad:
+    files = tuple(map(Path, draft.model_files))
+    return DraftLoad(
+        model_path=files[0], model_stamp=draft.model_stamp, files=files, settings=draft.engine
     )
 
 

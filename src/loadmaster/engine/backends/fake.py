@@ -33,6 +33,7 @@ from loadmaster.engine.backends.fake_speech import (
     N_EMBD,
     Speech,
     counts,
+    follow,
     likeness,
     result,
 )
@@ -43,6 +44,8 @@ from loadmaster.engine.types import (
     FREE_TEXT,
     Capabilities,
     DeviceFacts,
+    DraftLoad,
+    DraftWanted,
     LoadedModel,
     LoadRequest,
     MemoryReport,
@@ -118,6 +121,7 @@ class Fake:
         self._speeches: dict[int, Speech] = {}
         self._grammars = Grammars(byte_tokenizer)
         self._settings: AnySettings | None = None
+        self._draft: DraftLoad | None = None
         self._n_steps = 0
 
     def devices(self) -> tuple[DeviceFacts, ...]:
@@ -177,6 +181,7 @@ class Fake:
             self._cut.wait(self._spec.load_s / _PROGRESS_STEPS)
         self._settings = request.settings
         self._path = request.model_path
+        self._draft = request.draft
         n_ctx, pooling = align(request.settings.n_ctx, 256), request.settings.pooling
         return LoadedModel(
             n_ctx=n_ctx,
@@ -203,6 +208,7 @@ class Fake:
             state_save=True,
             n_seq_ids=max(self._settings.n_seq_max, _N_SEQ_IDS),
             partial_state=True,
+            drafts=True,
         )
 
     def commit_peak(self, time_limit_s: float) -> None:
@@ -265,8 +271,15 @@ class Fake:
                 raise EngineError(f"the fake engine has {len(cells)} cells, not {part.position}")
             cells += part.tokens
             self._swallow(cells)
-        tokens = {p.seq_id: self._speeches[p.seq_id].next() for p in work if p.sample}
-        return result(tokens, self._speeches)
+        speeches = self._speeches
+        said = {
+            part.seq_id: follow(
+                speeches[part.seq_id], part.tokens[len(part.tokens) - part.n_draft :]
+            )
+            for part in work
+            if part.sample
+        }
+        return result(said, speeches, [part.seq_id for part in work if part.n_draft])
 
     def decode_run(
         self, first: SequenceWork, n_max: int, go_on: Callable[[], bool], *, stop_at_eog: bool
@@ -285,11 +298,14 @@ class Fake:
             if ended or len(tokens) >= n_max or not go_on():
                 return RunResult(tokens=tokens)
 
+    def draft(self, wanted: Sequence[DraftWanted]) -> Mapping[int, Sequence[int]]:
+        return {one.seq_id: self._speeches[one.seq_id].ahead(one.n) for one in wanted}
+
     def _duration(self, work: Sequence[SequenceWork]) -> float:
         long = self._spec.step_s
         if long is not None and long.at_step == self._n_steps:
             return long.seconds
-        n_prefill = sum(len(part.tokens) for part in work if len(part.tokens) > 1)
+        n_prefill = sum(len(p.tokens) for p in work if len(p.tokens) > 1 + p.n_draft)
         seconds = n_prefill / self._spec.prefill_tok_s if self._spec.prefill_tok_s else 0.0
         return seconds + (1 / self._spec.tok_s if self._spec.tok_s else 0.0)
 
@@ -351,14 +367,19 @@ class Fake:
             device_used_bytes=used,
             device_peak_bytes=used,
             device_denied={device.id: 0 for device in self._devices},
+            draft_buffers=self._draft_buffers(),
         )
+
+    def _draft_buffers(self) -> tuple[BufferSizes, ...]:
+        draft = self._draft
+        return () if draft is None else self._buffers(draft.model_path, draft.settings)
 
     def _used(self) -> dict[str, Bytes | None]:
         buffers = self._buffers(self._path, self._settings) if self._settings else ()
-        sums = {
-            row.device: Bytes(row.model_bytes + row.context_bytes + row.compute_bytes)
-            for row in buffers
-        }
+        sums: dict[str, Bytes] = {}
+        for row in (*buffers, *self._draft_buffers()):
+            taken = row.model_bytes + row.context_bytes + row.compute_bytes
+            sums[row.device] = Bytes(sums.get(row.device, 0) + taken)
         return {
             device.id: Bytes(self._spec.over_budget.get(device.id, sums.get(device.id, Bytes(0))))
             for device in self._devices

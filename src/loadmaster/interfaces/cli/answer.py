@@ -36,7 +36,15 @@ class Answer:
             "finish_reason": self.finish_reason,
             "usage": usage,
             "timings": timings(done, predicted),
+            **_drafts(done),
         }
+
+
+def _drafts(done: DoneEvent | None) -> dict[str, object]:
+    """How many tokens were drafted and accepted, where any were."""
+    if done is None or not done.n_drafted:
+        return {}
+    return {"drafts": {"drafted": done.n_drafted, "accepted": done.n_accepted}}
 
 
 def timings(done: DoneEvent | None, predicted: Prediction) -> dict[str, float | None]:

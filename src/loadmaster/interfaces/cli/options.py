@@ -14,13 +14,23 @@ import click
 from loadmaster.engine.types import SamplingParams
 from loadmaster.errors import UsageError
 from loadmaster.plan.choices import MAX_SEQUENCES
-from loadmaster.plan.types import CPU, KV_TYPES, Knobs, LoadMode, Override, Workload
+from loadmaster.plan.types import (
+    CPU,
+    DRAFT_STEP_TOKENS,
+    KV_TYPES,
+    Knobs,
+    LoadMode,
+    Override,
+    Workload,
+)
 from loadmaster.tasks.planning import PlanOptions
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
 _SEEDS = 1 << 32
 ALL_LAYERS = 1 << 20  # `-ngl all`; planning reduces it to what the model has
+LOOKUP = "lookup"
+_NO_DRAFTS = (None, "off")
 _POSITIVE = click.IntRange(min=1)
 _COUNT = click.IntRange(min=0)
 _ON_OFF = click.Choice(["on", "off", "auto"])
@@ -103,6 +113,12 @@ _ENGINE = (
         help="Stream them from this many tokens on.",
     ),
     _option("-fa", "--flash-attn", "flash_attn", type=_ON_OFF, help="Flash attention."),
+    _option(
+        "--draft", "draft", metavar="MODEL|lookup",
+        help="Guess tokens ahead and check several in a step where that pays. A smaller model with "
+        "the same vocabulary guesses, or `lookup`: what followed the last tokens before. "
+        "Default: off.",
+    ),
     _option(
         "-lm", "--load-mode", "load_mode", type=click.Choice(["none", "mmap", "mlock"]),
         help="How weights come into RAM: read, mapped, or mapped and locked.",
@@ -220,6 +236,7 @@ def read_plan_options(given: dict[str, Any]) -> PlanOptions:
         workload=Workload(n_ctx=given["n_ctx"]),
         knobs=_read_knobs(given),
         adapters=tuple(map(parse_adapter, given["lora"])),
+        draft=None if given.get("draft") in (*_NO_DRAFTS, LOOKUP) else given["draft"],
     )
 
 
@@ -246,6 +263,7 @@ def _read_knobs(given: dict[str, Any]) -> Knobs:
         n_threads=given["n_threads"],
         quantize=given.get("quantize"),
         double_quant=False if given.get("no_double_quant") else None,
+        n_draft=None if given.get("draft") in _NO_DRAFTS else DRAFT_STEP_TOKENS - 1,
     )
 
 

@@ -109,6 +109,10 @@ def settings_text(plan: Plan) -> str:
         flags = render_hf.settings_flags(plan.engine, plan.workload)
     else:
         flags = settings_flags(plan.engine, plan.workload)
+    if plan.draft is not None:
+        flags.append(f"--draft {plan.draft.model_files[0]}")
+    elif plan.engine.n_draft:
+        flags.append("--draft lookup")
     return "settings as flags\n" + _INDENT + " ".join(flags)
 
 
@@ -264,6 +268,8 @@ def done_line(done: DoneEvent, predicted: Prediction) -> str:
     if done.n_generated > 1 and done.decode_s > 0:
         parts.append(f"decode {done.n_generated / done.decode_s:.1f} tok/s")
     parts.append(f"{done.n_generated} tokens")
+    if done.n_drafted:
+        parts.append(f"{done.n_accepted} of {done.n_drafted} drafted accepted")
     if predicted.decode_tok_s is not None:
         speeds = [f"decode {_figure(predicted.decode_tok_s)}"]
         if predicted.prefill_tok_s is not None:

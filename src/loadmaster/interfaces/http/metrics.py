@@ -17,6 +17,8 @@ _SUMS = {
     "prompt_tokens": "Prompt tokens of finished requests.",
     "cached_tokens": "Prompt tokens whose cells were still there.",
     "generated_tokens": "Generated tokens of finished requests.",
+    "drafted_tokens": "Tokens that were fed as drafts.",
+    "accepted_tokens": "Drafted tokens that were then generated.",
     "loads": "Times the model was loaded.",
     "deaths": "Times its worker died.",
     "evictions": "Times it made room for another model.",

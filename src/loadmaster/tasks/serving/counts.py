@@ -22,6 +22,8 @@ class Counts:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     ttft_s: float = 0.0
@@ -39,6 +41,8 @@ class Counts:
             self.prompt_tokens += outcome.n_prompt
             self.cached_tokens += outcome.n_cached
             self.generated_tokens += outcome.n_generated
+            self.drafted_tokens += outcome.n_drafted
+            self.accepted_tokens += outcome.n_accepted
             self.prefill_s += outcome.prefill_s
             self.decode_s += outcome.decode_s
         elif isinstance(outcome, LoadmasterError):

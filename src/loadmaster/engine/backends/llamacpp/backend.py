@@ -3,11 +3,12 @@
 import ctypes as c
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from loadmaster.engine.backends.grammar import Grammars
 from loadmaster.engine.backends.llamacpp.batch import Batch
+from loadmaster.engine.backends.llamacpp.drafter import Drafter
 from loadmaster.engine.backends.llamacpp.embed import embed
 from loadmaster.engine.backends.llamacpp.library import Library
 from loadmaster.engine.backends.llamacpp.opened import OpenModel
@@ -22,6 +23,8 @@ from loadmaster.engine.types import (
     FREE_TEXT,
     Capabilities,
     DeviceFacts,
+    DraftLoad,
+    DraftWanted,
     LoadedModel,
     LoadRequest,
     MemoryReport,
@@ -33,7 +36,7 @@ from loadmaster.engine.types import (
     VirtualDevice,
 )
 from loadmaster.errors import EngineError, EngineRefusedError
-from loadmaster.plan.types import AnySettings, Sizing, SizingFailure
+from loadmaster.plan.types import AnySettings, EngineSettings, Sizing, SizingFailure
 from loadmaster.units import Bytes
 
 _NO_SLOT, _ABORTED = 1, 2
@@ -54,6 +57,8 @@ class LlamaCpp:
         self._open: OpenModel | None = None
         self._vocabulary: Vocabulary | None = None
         self._samplers: Samplers | None = None
+        self._draft_model: OpenModel | None = None
+        self._drafter: Drafter | None = None
         self._pieces: dict[int, bytes] = {}
         # The engine polls a C function between operations. A Python callback would cost a
         # microsecond for each of hundreds of operations; `strlen` of one byte is "is it set?".
@@ -82,7 +87,9 @@ class LlamaCpp:
         started = time.monotonic()
         settings = llamacpp_settings(request.settings)
         self._dry_runs.forget()
-        model = self._load_model(request, progress)
+        if request.draft is not None:  # before the other: less is in memory while it is read
+            self._draft_model = self._open_draft(request.draft, progress)
+        model = self._load_model(request.model_path, settings, progress)
         self._open = opened = OpenModel(self._library, model, settings)
         opened.open_context()
         opened.apply_adapters()
@@ -91,24 +98,34 @@ class LlamaCpp:
         self._one_cache = opened.capabilities().shared_prefix
         self._grammars = Grammars(opened.grammar_tokenizer)
         self._samplers = Samplers(self._library, opened, self._grammars, self.token_bytes)
+        if self._draft_model is not None:
+            self._drafter = Drafter(self._library, self._draft_model, opened.n_vocab)
         return opened.describe(time.monotonic() - started)
 
-    def _load_model(self, request: LoadRequest, progress: Callable[[float], bool]) -> int:
+    def _open_draft(self, draft: DraftLoad, progress: Callable[[float], bool]) -> OpenModel:
+        settings = llamacpp_settings(draft.settings)
+        model = self._load_model(draft.model_path, settings, progress)
+        opened = OpenModel(self._library, model, settings)
+        opened.open_context()
+        return opened
+
+    def _load_model(
+        self, model_path: Path, settings: EngineSettings, progress: Callable[[float], bool]
+    ) -> int:
         self.resume()
 
         def on_progress(value: float, _: object) -> bool:
             return progress(value) and not self._stop_load
 
         callback = self._api.llama_progress_callback(on_progress)
-        settings = llamacpp_settings(request.settings)
         params = model_params(self._library, settings, dry_run=False, progress=callback)
-        path = str(request.model_path).encode()
+        path = str(model_path).encode()
         model = self._api.llama_model_load_from_file(path, params.struct)
         if self._stop_load:
-            raise EngineRefusedError(f"the load of `{request.model_path.name}` was stopped")
+            raise EngineRefusedError(f"the load of `{model_path.name}` was stopped")
         if not model:
             raise EngineRefusedError(
-                f"the engine cannot load `{request.model_path.name}`: {self._library.error()}"
+                f"the engine cannot load `{model_path.name}`: {self._library.error()}"
             )
         return int(model)
 
@@ -180,6 +197,8 @@ class LlamaCpp:
             return StepResult(tokens={}, cut=True)
         if status != 0:
             raise self._step_error(status)
+        if self._batch.drafts:
+            return self._sampling.check(outputs, self._batch.drafts)
         return self._sampling.choose(outputs)
 
     def decode_run(
@@ -210,6 +229,9 @@ class LlamaCpp:
         if status == _NO_SLOT:  # after some tokens: as if `go_on` had said no
             return RunResult(tokens=tokens, no_room=not tokens)
         raise self._step_error(status)
+
+    def draft(self, wanted: Sequence[DraftWanted]) -> Mapping[int, Sequence[int]]:
+        return {} if self._drafter is None else self._drafter.guess(wanted)
 
     def _step_error(self, status: int) -> EngineError:
         return EngineError(f"the engine failed a step ({status}): {self._library.error()}")
@@ -288,6 +310,7 @@ class LlamaCpp:
             device_used_bytes={key: Bytes(row[0]) if row else None for key, row in usage.items()},
             device_peak_bytes={key: Bytes(row[1]) if row else None for key, row in usage.items()},
             device_denied={key: row[2] for key, row in usage.items() if row},
+            draft_buffers=self._draft_model.buffers() if self._draft_model else (),
         )
 
     def flush(self) -> None:
@@ -301,6 +324,11 @@ class LlamaCpp:
         if self._vocabulary is not None:
             self._vocabulary.close()
             self._vocabulary = None
+        if self._drafter is not None:
+            self._drafter.close()
+        elif self._draft_model is not None:
+            self._draft_model.close()
+        self._drafter = self._draft_model = None
         if self._open is not None:
             self._open.close()
             self._open = None

@@ -13,6 +13,7 @@ class Batch:
 
     def __init__(self, api: Any, capacity: int) -> None:
         self.capacity = capacity
+        self.drafts: dict[int, tuple[int, ...]] = {}  # of the last `fill`, by sequence
         tokens, positions, sequences, counts = ((c.c_int32 * capacity)() for _ in range(4))
         wanted = (c.c_int8 * capacity)()
         pointers = (c.POINTER(c.c_int32) * capacity)()
@@ -30,9 +31,11 @@ class Batch:
         self._wanted = memoryview(wanted).cast("B").cast("b")
 
     def fill(self, work: Sequence[SequenceWork]) -> list[tuple[int, int]]:
-        """Write a step; return (sequence, row) of each token whose logits are wanted."""
+        """Write a step; return (sequence, row) of each whose logits are wanted; of a draft, the
+        row before it, which its own rows follow."""
         end = 0
         outputs = []
+        self.drafts = {}
         for part in work:
             start, end = end, end + len(part.tokens)
             if end > self.capacity:
@@ -45,7 +48,11 @@ class Batch:
                 self._fill_many(part, start, end)
             self._wanted[end - 1] = part.sample
             if part.sample:
-                outputs.append((part.seq_id, end - 1))
+                outputs.append((part.seq_id, end - 1 - part.n_draft))
+                if part.n_draft:
+                    n = part.n_draft
+                    self.drafts[part.seq_id] = part.tokens[-n:]
+                    self._wanted[end - 1 - n : end - 1] = array("b", b"\x01" * n)
         self.struct.n_tokens = end
         return outputs
 

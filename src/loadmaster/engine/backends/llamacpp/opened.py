@@ -195,6 +195,7 @@ class OpenModel:
             n_seq_ids=_MAX_SEQ_IDS - 1 if partial_state else n_seq_max,
             shared_at_end=self._recurrent or self._n_swa > 0,
             partial_state=partial_state,
+            drafts=not self._recurrent,
         )
 
     @property

@@ -8,7 +8,13 @@ from loadmaster.engine.backends.llamacpp.library import Library
 from loadmaster.engine.backends.llamacpp.logprobs import Chooser, Logits
 from loadmaster.engine.backends.llamacpp.opened import OpenModel
 from loadmaster.engine.backends.llamacpp.sampling import make_chain
-from loadmaster.engine.types import OutputRules, SamplingParams, StepResult, TokenLogprob
+from loadmaster.engine.types import (
+    Accepted,
+    OutputRules,
+    SamplingParams,
+    StepResult,
+    TokenLogprob,
+)
 
 
 class Samplers:
@@ -68,6 +74,44 @@ class Samplers:
             if logprob is not None:
                 logprobs[seq_id] = logprob
         return StepResult(tokens=tokens, logprobs=logprobs, **self._ends(tokens))
+
+    def check(
+        self, outputs: Sequence[tuple[int, int]], drafts: Mapping[int, Sequence[int]]
+    ) -> StepResult:
+        """As `choose`; a sequence with a draft goes on with its next row for as long as its token
+        is the draft's, and its value is not complete."""
+        tokens: dict[int, int] = {}
+        logprobs: dict[int, TokenLogprob] = {}
+        accepted: dict[int, Accepted] = {}
+        for seq_id, row in outputs:
+            chosen = self._follow(seq_id, row, drafts.get(seq_id, ()))
+            found = [logprob for _, logprob in chosen if logprob is not None]
+            tokens[seq_id] = chosen[0][0]
+            accepted[seq_id] = Accepted(
+                tokens=tuple(token for token, _ in chosen[1:]), logprobs=tuple(found[1:])
+            )
+            if found:
+                logprobs[seq_id] = found[0]
+        return StepResult(tokens=tokens, logprobs=logprobs, accepted=accepted, **self._ends(tokens))
+
+    def _follow(
+        self, seq_id: int, row: int, draft: Sequence[int]
+    ) -> list[tuple[int, TokenLogprob | None]]:
+        """The tokens that a sequence samples from `row` on."""
+        chain, context = self._chains[seq_id], self._opened.context
+        chooser = self._choosers.get(seq_id)
+        chosen: list[tuple[int, TokenLogprob | None]] = []
+        for expected in (*draft, None):
+            if chooser is None:
+                token = self._api.llama_sampler_sample(chain, context, row + len(chosen))
+                chosen.append((token, None))
+            else:
+                chosen.append(chooser.choose(row + len(chosen)))
+                if chooser.constraint is not None and chooser.constraint.ended:
+                    break
+            if chosen[-1][0] != expected:
+                break
+        return chosen
 
     def _ends(self, tokens: Mapping[int, int]) -> Any:
         """What of the step's sequences their schemas have ended."""

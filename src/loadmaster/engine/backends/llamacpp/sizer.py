@@ -1,11 +1,34 @@
 """Dry runs: the engine sizes every buffer for some settings and allocates none of them."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from loadmaster.engine.backends.llamacpp.library import Library
 from loadmaster.engine.backends.llamacpp.params import context_params, model_params
 from loadmaster.errors import EngineRefusedError
-from loadmaster.plan.types import EngineSettings, Sizing, SizingFailure
+from loadmaster.plan.types import DRAFT_STEP_TOKENS, EngineSettings, Sizing, SizingFailure
+
+
+def _steps(settings: EngineSettings) -> Iterator[EngineSettings]:
+    """The settings, and with drafts those of a step of so many tokens: what a prompt streams to a
+    GPU is computed on the host there, each token with its row of logits."""
+    yield settings
+    if settings.n_draft and settings.n_ubatch > DRAFT_STEP_TOKENS:
+        width = max(DRAFT_STEP_TOKENS, settings.n_seq_max)
+        yield replace(settings, n_batch=width, n_ubatch=width, n_draft=0)
+
+
+def _largest(sizings: Iterable[Sizing]) -> Sizing:
+    """The first, with the largest compute buffer of all on each device."""
+    first, *others = sizings
+    if not others:
+        return first
+    rows = []
+    for row in first.buffers:
+        compute = (one.on(row.device).compute_bytes for one in (first, *others))
+        rows.append(replace(row, compute_bytes=max(compute)))
+    return replace(first, buffers=tuple(rows))
 
 
 class DryRuns:
@@ -20,7 +43,7 @@ class DryRuns:
         """Sizes of all buffers. Recurrent state is really allocated, and freed again."""
         try:
             model = self._model_for(path, settings)
-            return self._with_context(model, settings)
+            return _largest(self._with_context(model, each) for each in _steps(settings))
         except EngineRefusedError as error:
             return SizingFailure(reason=error.message)
 

@@ -17,6 +17,7 @@ from loadmaster.engine.backends.transformers.slots import Slots
 from loadmaster.errors import EngineError, EngineRefusedError
 
 NAME = "loadmaster"
+DRAFT_NAME = "loadmaster_draft"
 _sdpa = torch.nn.functional.scaled_dot_product_attention
 
 

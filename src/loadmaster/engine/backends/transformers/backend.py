@@ -3,14 +3,15 @@
 import gc
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from loadmaster.engine.backends.grammar import Grammars
-from loadmaster.engine.backends.transformers import cuda, timing
+from loadmaster.engine.backends.transformers import attention, cuda, timing
+from loadmaster.engine.backends.transformers.drafter import Drafter
 from loadmaster.engine.backends.transformers.environment import trim
 from loadmaster.engine.backends.transformers.kept import TYPES
 from loadmaster.engine.backends.transformers.kernels import attention_text
@@ -26,6 +27,8 @@ from loadmaster.engine.types import (
     FREE_TEXT,
     Capabilities,
     DeviceFacts,
+    DraftLoad,
+    DraftWanted,
     LoadedModel,
     LoadRequest,
     MemoryReport,
@@ -59,6 +62,8 @@ class Transformers:
         self._vocabulary: Vocabulary | None = None
         self._samplers: Samplers | None = None
         self._grammars: Grammars | None = None
+        self._draft_model: OpenModel | None = None
+        self._drafter: Drafter | None = None
         self._used: tuple[str, ...] = ()
         self._n_fed = 0  # tokens since the last flush
 
@@ -90,8 +95,13 @@ class Transformers:
         check_settings(model, settings)
         torch.set_num_threads(settings.n_threads)
         cuda.cap(request.device_caps)
-        self._used = tuple(sorted({device for _, device in settings.device_map}))
+        maps = [settings.device_map]
+        if request.draft is not None and isinstance(request.draft.settings, TransformersSettings):
+            maps.append(request.draft.settings.device_map)
+        self._used = tuple(sorted({device for one in maps for _, device in one}))
         vocabulary = self._vocabulary = Vocabulary(model.folder)
+        if request.draft is not None:
+            self._draft_model = self._open_draft(request.draft, progress)
         self._open = opened = self._load(model, settings, progress)
         told = self._told(opened, vocabulary, model)
         trim()
@@ -112,6 +122,8 @@ class Transformers:
             return {"n_ctx": n_ubatch, "n_ctx_seq": n_ubatch, "n_vocab": opened.n_vocab,
                     "pooling": opened.pooling, "n_embd": model.n_embd,
                     "n_embed_max": n_ubatch}  # fmt: skip
+        if self._draft_model is not None:
+            self._drafter = Drafter(self._draft_model, opened.n_vocab)
         self._grammars = Grammars(lambda: vocabulary.grammar_tokenizer(opened.n_vocab))
         self._samplers = Samplers(self._grammars, vocabulary.piece, opened.n_ctx_seq)
         n_ctx = opened.n_ctx_seq * opened.n_seq_max
@@ -122,6 +134,7 @@ class Transformers:
         model: CheckpointSpec,
         settings: TransformersSettings,
         progress: Callable[[float], bool],
+        name: str = attention.NAME,
     ) -> OpenModel | VectorModel:
         n_read = 0
 
@@ -135,12 +148,22 @@ class Transformers:
             weights = load_weights(model, settings, watch)
             if settings.pooling is not None:
                 return VectorModel(weights, model, settings, settings.pooling)
-            return OpenModel(weights, model, settings)
+            return OpenModel(weights, model, settings, name)
         except _LoadStopped:
             raise EngineRefusedError(f"the load of `{model.name}` was stopped") from None
         except (RuntimeError, MemoryError, ValueError, ImportError) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise EngineRefusedError(f"the engine cannot load `{model.name}`: {reason}") from None
+
+    def _open_draft(self, draft: DraftLoad, progress: Callable[[float], bool]) -> OpenModel:
+        settings = draft.settings
+        if not isinstance(settings, TransformersSettings):
+            raise EngineRefusedError("the draft's plan is for another engine")
+        model = read_checkpoint(draft.model_path)
+        check_settings(model, settings)
+        opened = self._load(model, settings, progress, attention.DRAFT_NAME)
+        assert isinstance(opened, OpenModel)  # planned to write text
+        return opened
 
     def interrupt(self) -> None:
         self._stop_load = True
@@ -189,6 +212,7 @@ class Transformers:
             state_save=True,
             shared_at_end=has_rings,
             partial_state=not has_rings,
+            drafts=not has_rings,  # a ring's new tokens take the places of those that a cut needs
         )
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -223,6 +247,9 @@ class Transformers:
             return StepResult(tokens={}, cut=True)
         packed, logits = done
         self._n_fed += len(packed.tokens)
+        drafts = {part.seq_id: part.tokens[-part.n_draft :] for part in work if part.n_draft}
+        if drafts:
+            return self._sampling.check(logits, packed.outputs, drafts)
         return self._sampling.choose(logits, packed.outputs)
 
     def decode_run(
@@ -242,6 +269,9 @@ class Transformers:
             work = SequenceWork(
                 seq_id=first.seq_id, tokens=(token,), position=position, sample=True
             )
+
+    def draft(self, wanted: Sequence[DraftWanted]) -> Mapping[int, Sequence[int]]:
+        return {} if self._drafter is None else self._drafter.guess(wanted)
 
     def remove(self, seq_id: int, start: int) -> bool:
         return self._model.slots.remove(seq_id, start)
@@ -310,6 +340,7 @@ class Transformers:
             device_used_bytes=unknown,  # the driver says
             device_peak_bytes=dict(unknown),
             device_denied={},
+            draft_buffers=self._draft_model.buffers() if self._draft_model else (),
         )
 
     def flush(self) -> None:
@@ -323,6 +354,10 @@ class Transformers:
     def close(self) -> None:
         self._samplers = None
         self._grammars = None
+        self._drafter = None
+        if self._draft_model is not None:
+            self._draft_model.close()
+            self._draft_model = None
         if self._open is not None:
             self._open.close()
             self._open = None

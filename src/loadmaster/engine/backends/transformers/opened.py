@@ -23,8 +23,18 @@ from loadmaster.units import Bytes
 class OpenModel:
     """Owns a model of transformers and the cells of its sequences."""
 
-    def __init__(self, model: Any, spec: CheckpointSpec, settings: TransformersSettings) -> None:
-        """Raises EngineRefusedError: there is no memory for the cells."""
+    def __init__(
+        self,
+        model: Any,
+        spec: CheckpointSpec,
+        settings: TransformersSettings,
+        name: str = attention.NAME,
+    ) -> None:
+        """`name` is that of its attention, one for each open model.
+
+        Raises:
+            EngineRefusedError: there is no memory for the cells.
+        """
         self._model = model
         self.n_seq_max = settings.n_seq_max
         self.n_ctx_seq = settings.n_ctx // settings.n_seq_max
@@ -41,7 +51,10 @@ class OpenModel:
         self._attention = SlotAttention(
             self.slots, windows_of(spec), plain=settings.attention == "eager"
         )
-        AttentionInterface.register(attention.NAME, self._attention.attend)
+        self._name = name
+        AttentionInterface.register(name, self._attention.attend)
+        if name != attention.NAME:
+            model.set_attn_implementation(name)
         fix_rotary(model, self.n_ctx_seq)
         self._make_slots()
 
@@ -107,7 +120,7 @@ class OpenModel:
         self._model = None
         self._attention = None  # type: ignore[assignment]
         self.slots = None  # type: ignore[assignment]
-        AttentionInterface.register(attention.NAME, attention.closed)
+        AttentionInterface.register(self._name, attention.closed)
         gc.collect()
         cuda.release()
 

@@ -49,7 +49,8 @@ class PackedStep:
         self.work = (*self.decoding, *chunks)
         self.tokens = [token for w in self.work for token in w.tokens]
         self.positions = [w.position + i for w in self.work for i in range(len(w.tokens))]
-        self.outputs: list[tuple[int, int]] = []  # sequence, row of the logits
+        # Sequence, row of the logits; of a draft, the row before it, which its own rows follow.
+        self.outputs: list[tuple[int, int]] = []
         self._rows: list[int] = []  # of the step, of which logits are wanted
         self.parts = [*_decode_parts(self.decoding), *_chunk_parts(chunks, len(self.decoding))]
         self._note_outputs()
@@ -61,7 +62,7 @@ class PackedStep:
             row += len(w.tokens)
             if w.sample:
                 self.outputs.append((w.seq_id, len(self._rows)))
-                self._rows.append(row - 1)
+                self._rows += range(row - 1 - w.n_draft, row)
 
     def inputs(self, device: Any) -> dict[str, Any]:
         """What the model is called with."""

@@ -1,6 +1,6 @@
 """The sampler of every sequence, and what a schema or log-probabilities add to it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,13 @@ import torch
 
 from loadmaster.engine.backends.grammar import Constraint, Grammars
 from loadmaster.engine.backends.transformers.sampling import Sampler
-from loadmaster.engine.types import OutputRules, SamplingParams, StepResult, TokenLogprob
+from loadmaster.engine.types import (
+    Accepted,
+    OutputRules,
+    SamplingParams,
+    StepResult,
+    TokenLogprob,
+)
 
 MAX_TOP = 20
 
@@ -67,13 +73,42 @@ class Samplers:
             tokens[seq_id], logprob = self._choose(choosers[seq_id], rows[row])
             if logprob is not None:
                 logprobs[seq_id] = logprob
-        bound = {s: one.constraint for s, one in choosers.items() if one.constraint is not None}
-        return StepResult(
-            tokens=tokens,
-            logprobs=logprobs,
-            ended=[seq_id for seq_id, one in bound.items() if one.ended],
-            failed={s: one.failure for s, one in bound.items() if one.failure is not None},
-        )
+        return StepResult(tokens=tokens, logprobs=logprobs, **_ends(choosers))
+
+    def check(
+        self,
+        logits: Any,
+        outputs: Sequence[tuple[int, int]],
+        drafts: Mapping[int, Sequence[int]],
+    ) -> StepResult:
+        """As `choose`; a sequence with a draft goes on with its next row for as long as its token
+        is the draft's, and its value is not complete."""
+        choosers = {seq_id: self._choosers[seq_id] for seq_id, _ in outputs}
+        rows = logits.to(device="cpu", dtype=torch.float32, copy=True)
+        tokens: dict[int, int] = {}
+        logprobs: dict[int, TokenLogprob] = {}
+        accepted: dict[int, Accepted] = {}
+        for seq_id, row in outputs:
+            chosen = self._follow(choosers[seq_id], rows[row:], drafts.get(seq_id, ()))
+            found = [logprob for _, logprob in chosen if logprob is not None]
+            tokens[seq_id] = chosen[0][0]
+            accepted[seq_id] = Accepted(
+                tokens=tuple(token for token, _ in chosen[1:]), logprobs=tuple(found[1:])
+            )
+            if found:
+                logprobs[seq_id] = found[0]
+        return StepResult(tokens=tokens, logprobs=logprobs, accepted=accepted, **_ends(choosers))
+
+    def _follow(
+        self, chooser: _Chooser, rows: Any, draft: Sequence[int]
+    ) -> list[tuple[int, TokenLogprob | None]]:
+        chosen: list[tuple[int, TokenLogprob | None]] = []
+        for expected in (*draft, None):
+            chosen.append(self._choose(chooser, rows[len(chosen)]))
+            ended = chooser.constraint is not None and chooser.constraint.ended
+            if ended or chosen[-1][0] != expected:
+                break
+        return chosen
 
     def _choose(self, chooser: _Chooser, logits: Any) -> tuple[int, TokenLogprob | None]:
         """A row's token; its log-probability is that before mask and sampling."""
@@ -95,6 +130,15 @@ class Samplers:
             logprob=float(logs[token]),
             top=tuple((one, tuple(raw(one)), logprob) for one, logprob in top),
         )
+
+
+def _ends(choosers: Mapping[int, _Chooser]) -> Any:
+    """What of these sequences their schemas have ended."""
+    bound = {s: one.constraint for s, one in choosers.items() if one.constraint is not None}
+    return {
+        "ended": [seq_id for seq_id, one in bound.items() if one.ended],
+        "failed": {s: one.failure for s, one in bound.items() if one.failure is not None},
+    }
 
 
 def _allowed(constraint: Constraint, n_vocab: int) -> Any:
