@@ -56,16 +56,25 @@ async def kills(
 async def _one_kill(
     server: Server, load: Load, number: int, tally: Tally, chance: random.Random, *, broken: bool
 ) -> list[Seen]:
-    await server.until_idle()
-    worker = server.worker()
+    worker = await _idle_worker(server)
     asked = [asyncio.create_task(ask(server.port, dict(body))) for body in load.bodies]
     await asyncio.sleep(chance.uniform(0, load.latest_s))
-    assert worker is not None
     os.kill(worker, number)
     struck = time.monotonic()
     seen = await asyncio.gather(*asked)
     _count(seen, struck, load, tally, broken=broken)
     return seen
+
+
+async def _idle_worker(server: Server) -> int:
+    """The one that waits for work. One that was hit after its last answer is gone before the
+    server says so."""
+    while True:
+        await server.until_idle()
+        worker = server.worker()
+        if worker is not None:
+            return worker
+        await asyncio.sleep(0.02)
 
 
 def _count(seen: Sequence[Seen], struck: float, load: Load, tally: Tally, *, broken: bool) -> None:

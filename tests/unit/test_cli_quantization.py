@@ -89,6 +89,11 @@ def test_the_plots(capsys: Capture, tmp_path: Path) -> None:
     assert len(list(roots["quantization-bits.svg"].iter(f"{SVG}polyline"))) == 2
 
 
+def test_the_plots_of_rows_of_one_block(capsys: Capture, tmp_path: Path) -> None:
+    assert said(capsys, "--plots", str(tmp_path), "--columns", "32")[0] == 0
+    assert len(list(tmp_path.glob("*.svg"))) == 3
+
+
 def test_plots_need_a_folder(capsys: Capture, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert said(capsys, "--plots", str(tmp_path / "file" / "x"))[0] == 2

@@ -9,6 +9,8 @@ from loadmaster.engine.draft_cells import DraftCells
 from loadmaster.engine.types import SequenceWork
 from loadmaster.scheduler.types import DraftWanted
 
+KNOWN = 50_000
+
 
 class Model:
     """Counts up from a sequence's last token; remembers what its slots hold."""
@@ -18,7 +20,7 @@ class Model:
         self.n_cells, self.n_fed, self.n_steps = n_cells, 0, 0
         self.fails = False
         self.cells = DraftCells(
-            n_slots=n_slots, n_cells=n_cells, n_chunk=n_chunk, remove=self.remove
+            n_slots=n_slots, n_cells=n_cells, n_chunk=n_chunk, n_known=KNOWN, remove=self.remove
         )
 
     def remove(self, slot: int, start: int) -> bool:
@@ -104,3 +106,16 @@ def test_a_guess_never_depends_on_what_came_before(asked: list[tuple[int, int, i
     for seq_id, length, n in asked:
         tokens = [100 * seq_id + i for i in range(length)]
         assert model.guess((seq_id, tokens, n)) == {seq_id: [tokens[-1] + 1 + i for i in range(n)]}
+
+
+def test_a_token_that_the_draft_model_does_not_have_is_not_fed() -> None:
+    model = Model()
+    assert model.guess((7, [1, KNOWN, 3], 2), (8, [1, 2], 2)) == {8: [3, 4]}
+    assert KNOWN not in model.slots[0] + model.slots[1]
+
+
+def test_a_sequence_without_cells_to_its_end_is_not_read() -> None:
+    model = Model(n_cells=16)
+    assert model.guess((7, [1] * 8, 2), (8, [1] * 8, 2)) == {7: [2, 3]}
+    assert model.guess((7, [1] * 8 + [2], 2), (8, [1] * 8, 2)) == {7: [3, 4]}
+    assert model.n_steps == 4  # none to read what will not fit

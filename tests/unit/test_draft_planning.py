@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from benchmarks.gguf_writer import tiny_llama, write_random
 from benchmarks.shapes import build_tiny
 from loadmaster.engine.types import MemoryReport
 from loadmaster.errors import UsageError
+from loadmaster.interfaces.cli.main import run
 from loadmaster.interfaces.cli.render import settings_text
 from loadmaster.machine.profiles import load_profile
 from loadmaster.model.hf_source import read_checkpoint
@@ -239,3 +241,32 @@ def test_a_window_of_a_checkpoint_takes_nothing_back(tmp_path: Path) -> None:
     windowed = read_checkpoint(write_llama(tmp_path / "w", **changes))
     with pytest.raises(UsageError, match="the last 24 tokens"):
         plan_model(replace(request(), model=windowed), None)
+
+
+def test_a_draft_of_a_checkpoint_alone_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    """The model stays on the CPU and computes there; no layers are split."""
+    words = [
+        "plan",
+        "shape:llama-3.1-8b@nf4",
+        "--machine",
+        "rtx3060-12g",
+        "-ngl",
+        "0",
+        "-c",
+        "2048",
+    ]
+    assert run([*words, "--json"]) == 0
+    without = json.loads(capsys.readouterr().out)
+    words += ["--draft", "shape:llama-3.2-1b@none"]
+    assert run([*words, "--json"]) == 0
+    beside = json.loads(capsys.readouterr().out)
+    assert _line(beside, "cpu", "compute") == _line(without, "cpu", "compute") > 0
+    assert run(words) == 0
+    shown = capsys.readouterr().out
+    assert "--draft llama-3.2-1b" in shown
+    assert "layers are split" not in shown
+
+
+def _line(document: dict[str, Any], device: str, kind: str) -> int:
+    plan = next(one for one in document["devices"] if one["id"] == device)
+    return sum(line["bytes"] for line in plan["items"] if line["kind"] == kind)

@@ -223,6 +223,22 @@ def test_a_body_that_nobody_reads_does_not_keep_the_connection() -> None:
     assert rest == b""
 
 
+def test_a_long_body_that_nobody_reads_may_be_sent_whole() -> None:
+    n_pieces, piece = 8, b"x" * (1 << 14)  # 16 s of the least pace each
+    head = HEAD.replace(b": 6", b": %d" % (n_pieces * len(piece)))
+
+    async def work(server: _Server) -> bytes:
+        client = await server.connect()
+        client[1].write(head)
+        await asyncio.wait_for(client[0].readuntil(b"ok"), REAL_S)
+        for _ in range(n_pieces):
+            client[1].write(piece)
+            await later(HEAD_WAIT_S / 3)
+        return await whole(client)
+
+    assert run(work, reads_bodies=False).startswith(b"HTTP/1.1 200")
+
+
 def test_one_connection_too_many_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "MOST_CONNECTIONS", 2)
 

@@ -192,6 +192,22 @@ def test_one_process_works_on_a_job(tmp_path: Path) -> None:
     JobLock(tmp_path / "job").release()
 
 
+def test_the_lock_of_a_deleted_job_is_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = lock._take
+
+    def deleted_meanwhile(fd: int) -> bool:
+        (tmp_path / lock.FILE_NAME).unlink()
+        return take(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "_take", deleted_meanwhile)
+        with pytest.raises(BusyError):
+            JobLock(tmp_path)
+    JobLock(tmp_path).release()
+
+
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from loadmaster.jobs.lock import JobLock;"

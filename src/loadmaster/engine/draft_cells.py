@@ -15,10 +15,18 @@ class DraftCells:
     needs it; what it has in common with what it had before is not fed again."""
 
     def __init__(
-        self, *, n_slots: int, n_cells: int, n_chunk: int, remove: Callable[[int, int], bool]
+        self,
+        *,
+        n_slots: int,
+        n_cells: int,
+        n_chunk: int,
+        n_known: int,
+        remove: Callable[[int, int], bool],
     ) -> None:
-        """`remove` drops the cells of a slot from a position on; False when it dropped all."""
-        self._n_cells, self._n_chunk, self._remove = n_cells, n_chunk, remove
+        """`remove` drops the cells of a slot from a position on; False when it dropped all.
+        `n_known`: tokens that the draft model has; a sequence is read up to the first other one."""
+        self._n_cells, self._n_chunk, self._n_known = n_cells, n_chunk, n_known
+        self._remove = remove
         self._held: list[list[int]] = [[] for _ in range(n_slots)]
         self._slots: dict[int, int] = {}  # sequence → slot, the least recently used first
 
@@ -45,10 +53,13 @@ class DraftCells:
         asked for a guess where they are all."""
         work: Parts = []
         room = self._n_chunk
+        wanted = self._fitting(wanted)
         for n_behind, one in zip(range(len(wanted), 0, -1), wanted, strict=True):
             slot = self._slot(one.seq_id)
             start = self._cut(slot, one.tokens)
             tokens = tuple(one.tokens[start : start + max(1, room // n_behind)])
+            if max(tokens) >= self._n_known:
+                continue
             room -= len(tokens)
             work.append((one, self._part(slot, tokens, start + len(tokens) == len(one.tokens))))
         self._make_room(work)
@@ -68,6 +79,17 @@ class DraftCells:
         for slot in range(len(self._held)):
             self._drop(slot)
         self._slots.clear()
+
+    def _fitting(self, wanted: Sequence[DraftWanted]) -> list[DraftWanted]:
+        """Those for which there are cells to their ends: what sequences of the model share, each of
+        them has to itself here."""
+        room, found = self._n_cells, []
+        for one in wanted:
+            needed = len(one.tokens) + one.n
+            if needed <= room:
+                room -= needed
+                found.append(one)
+        return found
 
     def _part(self, slot: int, tokens: tuple[int, ...], whole: bool) -> SequenceWork:
         position = len(self._held[slot])

@@ -27,7 +27,7 @@ class JobLock:
             # Not inherited: a worker that outlives its parent for a moment must not hold the job.
             self._fd = os.open(folder / FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                if not _take(self._fd):
+                if not _take(self._fd) or not os.fstat(self._fd).st_nlink:  # of a deleted job
                     raise _busy(folder)
                 os.ftruncate(self._fd, 0)
                 os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)

@@ -147,7 +147,8 @@ def _host(
 ) -> DevicePlan:
     model = books.model
     weights = sum(tensor.size_bytes for tensor in tensors)
-    on_gpu = n_gpus > 0  # weights of the CPU are sent there, and nothing is computed here
+    # Weights of the CPU are sent to a GPU that has some; beside a draft's GPU they stay.
+    on_gpu = any(device != CPU for _, device in settings.device_map)
     compute = 0 if on_gpu else hf_memory.activation_bytes(model, tensors, settings)
     repacked, unpacking = _repacking(books, tensors)
     loading = max(0, host_loading(model, settings, tensors, n_gpus) - compute - sum(caches))

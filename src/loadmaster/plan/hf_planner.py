@@ -136,7 +136,7 @@ def settings_of(problem: HfProblem, n_ctx: int) -> TransformersSettings:
         type_v=knobs.type_v or compute,
         n_threads=knobs.n_threads or machine.cpu.physical_cores or machine.cpu.logical_cores,
         pooling=knobs.pooling,
-        n_draft=knobs.n_draft or 0,
+        n_draft=0 if knobs.pooling is not None else knobs.n_draft or 0,
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def notes_of_several(
     workload: Workload,
 ) -> Iterator[str]:
     """Balance, who waits, and which link bounds it; nothing where there is one GPU."""
-    gpus = [device for device in devices if device.id != CPU]
+    gpus = [device for device in devices if device.id != CPU and device.of("model")]
     if len(gpus) < 2:
         return
     n = len(gpus)

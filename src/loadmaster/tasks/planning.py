@@ -220,7 +220,7 @@ def _check_quantize(request: PlanRequest) -> None:
 
 
 def _check_draft(knobs: Knobs, model: ModelSpec) -> None:
-    if knobs.n_draft and model.is_recurrent:
+    if knobs.n_draft and knobs.pooling is None and model.is_recurrent:
         raise UsageError(
             f"`{model.name}` keeps a recurrent state: what a step fed cannot be taken back, and "
             "drafts need that",

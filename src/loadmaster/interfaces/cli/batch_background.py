@@ -1,6 +1,5 @@
 """A job's run in a process of its own, which outlives the terminal."""
 
-import contextlib
 import os
 import sys
 import time
@@ -29,7 +28,6 @@ def start_in_background(shelf: Shelf, job_id: str) -> None:
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
                 (os.POSIX_SPAWN_DUP2, log.fileno(), 2),
-                *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited()),
             ],
             setsid=True,
         )
@@ -43,20 +41,9 @@ def start_in_background(shelf: Shelf, job_id: str) -> None:
 def _inherit_nothing() -> None:
     """Locks and pipes that came with the command are not the job's, which may run for a night."""
     for name in os.listdir("/dev/fd"):
-        with contextlib.suppress(OSError):  # the folder that is listed is closed by now
+        with suppress(OSError):  # the folder that is listed is closed by now
             if int(name) > _STDERR:
                 os.set_inheritable(int(name), False)
-
-
-def _inherited() -> list[int]:
-    """What this process was handed beside its streams: a script's lock, or the pipe of whoever
-    waits for us, would be held all night."""
-    found = []
-    for fd in map(int, os.listdir("/dev/fd")):
-        with suppress(OSError):  # the one by which they were listed is closed
-            if fd > 2 and os.get_inheritable(fd):
-                found.append(fd)
-    return found
 
 
 def _started_s(shelf: Shelf, job_id: str) -> float | None:

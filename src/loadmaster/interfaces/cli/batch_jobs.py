@@ -37,10 +37,11 @@ def list_jobs(as_json: bool, quiet: bool, debug: bool) -> None:
     """List all jobs, the newest first."""
     shelf = batch_jobs.open_shelf()
     rows = []
+    ids = shelf.ids()
     for job in shelf.jobs():
         with suppress(LoadmasterError):
             rows.append((job, batch_jobs.shown_state(shelf, job), _counts(shelf, job.job_id)))
-    unreadable = sorted(set(shelf.ids()) - {job.job_id for job, _, _ in rows})
+    unreadable = sorted(set(ids) - {job.job_id for job, _, _ in rows})
     if as_json:
         value = {"jobs": [job_json(*row) for row in rows], "unreadable": unreadable}
         click.echo(json.dumps({"schema_version": 1, **value}))

@@ -70,8 +70,8 @@ def bits_plot(rows: int, columns: int) -> str:
 
 def _block_scale(columns: int) -> Scale:
     shown = [block for block in BLOCKS if block <= columns]
-    return Scale(label="weights that share a scale", low=shown[0], high=shown[-1], ticks=shown,
-                 base=2)  # fmt: skip
+    return Scale(label="weights that share a scale", low=shown[0],
+                 high=max(shown[-1], 2 * shown[0]), ticks=shown, base=2)  # fmt: skip
 
 
 def _once() -> Sequence[Format]:

@@ -110,7 +110,7 @@ def settings_text(plan: Plan) -> str:
     else:
         flags = settings_flags(plan.engine, plan.workload)
     if plan.draft is not None:
-        flags.append(f"--draft {plan.draft.model_files[0]}")
+        flags.append(f"--draft {next(iter(plan.draft.model_files), plan.draft.model_name)}")
     elif plan.engine.n_draft:
         flags.append("--draft lookup")
     return "settings as flags\n" + _INDENT + " ".join(flags)

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from loadmaster.errors import BusyError, LoadmasterError, UsageError
 from loadmaster.interfaces.http.errors import error_response
+from loadmaster.interfaces.http.guard import BODY_PACE_BYTES
 
 HEAD_WAIT_S = 30.0  # from the first byte of a request, or the connection, to the end of its head
 MOST_CONNECTIONS = 4096
@@ -49,6 +50,7 @@ class Connection(H11Protocol):
         super().__init__(*args, **kwargs)
         self._late: asyncio.TimerHandle | None = None
         self._refused = False
+        self._rest_until_s = 0.0  # for what is left of a body that nobody reads
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
@@ -64,13 +66,16 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        if not self._answering:
+        if not self._answering and self.conn.their_state is h11.SEND_BODY:
+            self._expect_rest(len(data))
+        elif not self._answering:
             self._expect_head()
         super().data_received(data)
         if self._answering:
             self._stop_waiting()
 
     def on_response_complete(self) -> None:
+        self._rest_until_s = self.loop.time() + HEAD_WAIT_S
         super().on_response_complete()
         if not self._answering and self.conn.their_state is h11.SEND_BODY:
             self._expect_head()  # what is left of a body that nobody reads comes before it
@@ -82,6 +87,14 @@ class Connection(H11Protocol):
     def _expect_head(self) -> None:
         if self._late is None:
             self._late = self.loop.call_later(HEAD_WAIT_S, self._give_up)
+
+    def _expect_rest(self, n_bytes: int) -> None:
+        """A body that nobody reads may go on while it keeps the pace of one that is read: closed
+        amid it, the answer would be lost to a client that sends everything first."""
+        self._rest_until_s += n_bytes / BODY_PACE_BYTES
+        self._stop_waiting()
+        until_s = min(self._rest_until_s, self.loop.time() + HEAD_WAIT_S)
+        self._late = self.loop.call_at(until_s, self._give_up)
 
     def _stop_waiting(self) -> None:
         if self._late is not None:
@@ -98,7 +111,8 @@ class Connection(H11Protocol):
     def _refuse(self) -> None:
         """Say why and end soon: closed at once, with bytes unread, the reason would be lost."""
         self._refused = True
-        n = len(self.connections) - 1
+        self.connections.discard(self)  # it takes nobody's place while it ends
+        n = len(self.connections)
         self._say(_CrowdedError(f"{n} connections are open, as many as may be"))
         self.transport.write_eof()
         self._late = self.loop.call_later(_LINGER_S, self.transport.abort)

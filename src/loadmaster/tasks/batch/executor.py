@@ -104,6 +104,7 @@ class Executor:
             self._flights.clear()
             self._launcher.retire()
             self._supply.close()
+            self._tally.idle(True, self._clock.monotonic_s())  # a person may be asked what next
         return self._gate.reason or "finished"
 
     def _loop(self) -> None:

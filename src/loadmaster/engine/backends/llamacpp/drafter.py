@@ -27,6 +27,7 @@ class Drafter:
             n_slots=opened.capabilities().n_seq_max,
             n_cells=opened.n_ctx,
             n_chunk=opened.n_batch,
+            n_known=opened.n_vocab,
             remove=opened.remove,
         )
 

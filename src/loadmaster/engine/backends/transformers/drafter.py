@@ -18,7 +18,8 @@ class Drafter:
         self._cells = DraftCells(
             n_slots=opened.n_seq_max,
             n_cells=opened.n_seq_max * opened.n_ctx_seq,
-            n_chunk=opened.n_ubatch,
+            n_chunk=min(opened.n_ubatch, opened.n_ctx_seq),
+            n_known=opened.n_vocab,
             remove=opened.slots.remove,
         )
 

@@ -70,7 +70,7 @@ class PackedStep:
         return {
             "input_ids": torch.tensor([self.tokens], device=device),
             "position_ids": torch.tensor([self.positions], device=device),
-            "logits_to_keep": torch.tensor(rows, device=device),
+            "logits_to_keep": rows,  # a list: a tensor would be sent to the first GPU
             "use_cache": False,
         }
 

@@ -162,13 +162,22 @@ def load_weights(model: CheckpointSpec, settings: TransformersSettings, watch: W
         config=config,
         state_dict=open_weights(model, watch),
         dtype=TYPES[settings.compute_type],
-        device_map={name: cuda.torch_device(device) for name, device in settings.device_map},
+        device_map=_devices(settings),
         quantization_config=_quantization(model, settings),
         attn_implementation=attention.NAME,
         output_loading_info=True,
     )
     _check_found(found)
     return opened.requires_grad_(False)
+
+
+def _devices(settings: TransformersSettings) -> dict[str, Any]:
+    """The map as accelerate takes it: beside GPUs it knows the CPU by its name alone, and sends its
+    weights to a GPU for every product."""
+    found = {name: cuda.torch_device(device) for name, device in settings.device_map}
+    if len(set(found.values())) == 1:
+        return found
+    return {name: "cpu" if one.type == "cpu" else one for name, one in found.items()}
 
 
 def _quantization(model: CheckpointSpec, settings: TransformersSettings) -> Any:
@@ -223,6 +232,10 @@ def tensors_of(model: Any) -> Iterator[Any]:
             yield from _inside(value)
         # Of a matrix in 8 bits, bitsandbytes moves values and scales there at its first use.
         yield from _eight_bits(getattr(module, "state", None))
+        # Weights of the CPU that are sent to a GPU lie with accelerate's hook.
+        kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+        for value in (getattr(getattr(kept, "dataset", None), "state_dict", None) or {}).values():
+            yield from _inside(value)
 
 
 def _inside(value: Any) -> Iterator[Any]:
@@ -254,7 +267,7 @@ def bytes_by_device(model: Any) -> dict[str, int]:
     sizes: dict[tuple[str, int], int] = {}
     for tensor in tensors_of(model):
         storage = tensor.untyped_storage()
-        if storage.nbytes():
+        if storage.nbytes() and tensor.device.type != "meta":
             sizes[str(tensor.device), storage.data_ptr()] = storage.nbytes()
     sums: dict[str, int] = {}
     for (device, _), n_bytes in sizes.items():
