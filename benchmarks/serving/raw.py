@@ -40,7 +40,8 @@ def exchange(
     head_only: bool = False,
     limit_s: float = LIMIT_S,
 ) -> Reply:
-    """Send the pieces, read one answer. `leave`: the server is told that nothing more is sent."""
+    """Send the pieces, read one answer. `leave`: the server is told that nothing more is sent;
+    `head_only`: what is asked for never ends, so a 200 is enough."""
     started = time.monotonic()
     buffer = bytearray()
     hung = False
@@ -76,8 +77,10 @@ def _drain(connection: socket.socket, buffer: bytearray) -> None:
 
 def _complete(buffer: bytearray, head_only: bool) -> bool:
     head, end, body = bytes(buffer).partition(b"\r\n\r\n")
-    if not end or head_only:
-        return bool(end)
+    if not end:
+        return False
+    if head_only and head.split(b" ", 2)[1:2] == [b"200"]:  # a refusal has an end
+        return True
     lower = head.lower()
     if b"transfer-encoding: chunked" in lower:
         return body.endswith(b"0\r\n\r\n")

@@ -354,13 +354,13 @@ def test_of_the_items_of_a_job_each_has_a_token_at_least() -> None:
 # -- answers beside prompts
 
 
-def answering_beside(prompt_priority: int, **changes: int) -> list[int]:
-    """How many answer in each step while a long prompt is fed beside eight that answer."""
+def answering_beside(prompt_priority: int, n_prompt: int = 100, **changes: int) -> list[int]:
+    """How many answer in each step while a prompt is fed beside eight that answer."""
     run = Run(limits(n_ctx=400, n_seq_max=12, n_batch=16, n_ubatch=16, n_seq_ids=20, **changes))
     for i in range(8):
         run.submit(f"a{i}", (i, 1), max_tokens=60)
     run.run_step()
-    run.submit("long", tuple(range(1, 5)) * 25, priority=prompt_priority)
+    run.submit("long", tuple(range(1, 5)) * (n_prompt // 4), priority=prompt_priority)
     found = []
     while not run.streams["long"]:
         step = run.decide()
@@ -384,6 +384,11 @@ def test_few_answers_do_not() -> None:
 
 def test_no_answer_sits_out_more_than_three_steps_in_a_row() -> None:
     assert answering_beside(0, answers_beside=1)[:5] == [0, 0, 0, 8, 0]
+
+
+def test_beside_a_prompt_that_fills_no_step_nobody_sits_out() -> None:
+    assert set(answering_beside(0, 12, answers_beside=1)) == {8}
+    assert answering_beside(0, 20, answers_beside=1)[0] == 0
 
 
 def test_beside_the_items_of_a_job_nobody_sits_out() -> None:

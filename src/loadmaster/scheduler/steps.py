@@ -17,10 +17,13 @@ def sits_out(limits: Limits, ready: Sequence[Request], n_out: int) -> bool:
     Where the CPU computes, a token of an answer costs as much as one of a prompt, and in a tile of
     its attention those of all answers together as much as 64 that see every cell in use. All of
     them join at once, for the tile's sake, and so rarely that it is no more than
-    `answers_beside` of them for each step.
+    `answers_beside` of them for each step. A step that prompts do not fill has room for them: apart
+    from it they would read the weights once more.
     """
     waiting = [request for request in ready if not request.decoding]
     if not limits.answers_beside or not waiting or waiting[0].priority > 0:
+        return False
+    if sum(request.n_left for request in waiting) < min(limits.n_ubatch, limits.n_batch):
         return False
     n_answers = len(ready) - len(waiting)
     return n_out < _MOST_OUT and (n_out + 1) * limits.answers_beside < n_answers
