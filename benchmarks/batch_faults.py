@@ -2,11 +2,11 @@
 
     python -m benchmarks.batch_faults [--kills 300] [--items 1000] [--cuts 200] [--seed 0]
 
-`kill -9` of the worker, of the process that runs the job, or of both, at random moments, again and
-again until the job is done: on the fake backend, whose answers are known, and on the demo model. An
-item is acknowledged when its commit returned; the process writes that down elsewhere. Then
-`benchmarks.batch_io_faults`: a failed or killed system call at every place of the commit path, and
-power cuts. The last line is one JSON object.
+`kill -9` of the worker, of the process that runs the job, or of both, at random moments, half of
+them just after a start, again and again until the job is done: on the fake backend, whose answers
+are known, and on the demo model. An item is acknowledged when its commit returned; the process
+writes that down elsewhere. Then `benchmarks.batch_io_faults`: a failed or killed system call at
+every place of the commit path, and power cuts. The last line is one JSON object.
 
     lost         acknowledged or accepted items without a result
     duplicated   items with two results
@@ -35,7 +35,7 @@ from typing import Any
 import psutil
 
 from benchmarks.job_parts import FakeModel, completion, new_check, write
-from loadmaster.engine.backends.fake import ANSWER
+from loadmaster.engine.backends.fake_spec import ANSWER
 from loadmaster.errors import EngineError
 from loadmaster.jobs.lines import read_lines
 from loadmaster.jobs.shelf import Shelf
@@ -56,6 +56,7 @@ HURRIED = Clock(sleep=lambda seconds: time.sleep(seconds / 100))
 VICTIMS = ("worker", "parent", "both")
 LATEST_S = 1.5  # after a start, by when most fake jobs of 1,000 items are done
 LEAST_S = 0.5
+EARLY_S = 0.05  # after a start, while the store is opened
 DEMO_ITEMS = 200
 DEMO_LATEST_S = 6.0
 
@@ -205,7 +206,7 @@ def _kill_until_done(
         while status is None:
             victim = chance.choice(VICTIMS)
             may_kill = sum(found.killed.values()) < n_kills
-            wait_s = chance.uniform(0, latest_s) if may_kill else 600.0
+            wait_s = chance.uniform(0, chance.choice((EARLY_S, latest_s))) if may_kill else 600.0
             status = _wait(pid, wait_s)
             if status is None and not may_kill:
                 os.kill(pid, signal.SIGKILL)

@@ -38,6 +38,15 @@ def bad_lines(tmp_path: Path, *lines: object) -> list[str]:
     return [str(line) for line in read_lines(path, new_check()) if isinstance(line, BadLine)]
 
 
+def test_a_job_has_its_log_before_it_has_a_name(tmp_path: Path) -> None:
+    """A first process that is killed while it turns that on leaves what no reader can roll back."""
+    lines = read_lines(write(tmp_path / "in.jsonl", [completion("a")]), new_check())
+    job = NewJob(job_id="job", model="m", settings="{}")
+    db = database.connect(create_job(tmp_path, job, lines, order_of), read_only=True)
+    assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    db.close()
+
+
 def test_every_bad_line_is_named_by_its_number(tmp_path: Path) -> None:
     good = completion("a")
     found = bad_lines(

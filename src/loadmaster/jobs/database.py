@@ -48,7 +48,8 @@ class JobStoreError(LoadmasterError):
 
 
 def create(folder: Path) -> sqlite3.Connection:
-    """A new database in a folder that nobody else knows yet: no journal, no syncs, until `seal`."""
+    """A new database in a folder that nobody else knows yet: no journal and no syncs, until
+    `keep_journal` and a sync of the file."""
     with failures(folder):
         connection = sqlite3.connect(folder / FILE_NAME, isolation_level=None)
         connection.execute("PRAGMA journal_mode=OFF")
@@ -56,6 +57,16 @@ def create(folder: Path) -> sqlite3.Connection:
         connection.executescript(SCHEMA)
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     return connection
+
+
+def keep_journal(connection: sqlite3.Connection, folder: Path) -> None:
+    """From now on the database has a write-ahead log, for good.
+
+    A process that is killed while it turns this on leaves a journal behind that readers cannot
+    roll back: it is done before the job has a name.
+    """
+    with failures(folder):
+        connection.execute("PRAGMA journal_mode=WAL")
 
 
 def connect(folder: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -97,7 +108,6 @@ def _prepare(connection: sqlite3.Connection, folder: Path, *, read_only: bool) -
         )
     connection.execute("PRAGMA foreign_keys=ON")
     if not read_only:
-        connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA fullfsync=ON")  # macOS: its plain fsync stops at the drive
 

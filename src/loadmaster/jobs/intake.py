@@ -129,16 +129,18 @@ def create_job(
 
 
 def _fill(building: Path, job: NewJob, lines: Lines, order: OrderOf) -> None:
-    with closing(database.create(building)) as db, transaction(db, building):
-        db.execute(
-            "INSERT INTO job (job_id, model, settings, input_path, output_path, error_path,"
-            " state, created_s) VALUES (?,?,?,?,?,?,'queued',?)",
-            (
-                job.job_id, job.model, job.settings, _text(job.input_path),
-                _text(job.output_path), _text(job.error_path), time.time(),
-            ),
-        )  # fmt: skip
-        _take_in(db, lines, order, job.input_path)
+    with closing(database.create(building)) as db:
+        with transaction(db, building):
+            db.execute(
+                "INSERT INTO job (job_id, model, settings, input_path, output_path, error_path,"
+                " state, created_s) VALUES (?,?,?,?,?,?,'queued',?)",
+                (
+                    job.job_id, job.model, job.settings, _text(job.input_path),
+                    _text(job.output_path), _text(job.error_path), time.time(),
+                ),
+            )  # fmt: skip
+            _take_in(db, lines, order, job.input_path)
+        database.keep_journal(db, building)
 
 
 def _text(path: Path | None) -> str | None:
