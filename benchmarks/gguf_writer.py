@@ -58,7 +58,6 @@ class TensorLine(NamedTuple):
 
 
 Metadata = Mapping[str, Any]
-Description = tuple[Metadata, Sequence[tuple[str, str, tuple[int, ...]]]]
 
 
 def header(

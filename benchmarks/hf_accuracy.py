@@ -3,8 +3,9 @@
     python -m benchmarks.hf_accuracy [--family llama …]
 
 Random models of several families and the demo model are opened on the CPU in BF16, NF4 with and
-without double quantization, LLM.int8 and FP8; each in a process of its own, that reads a prompt and
-decodes. Peaks are the kernel's: the highest private memory while loading, and while generating.
+without double quantization, LLM.int8 and FP8, and some packed as GPTQ and AWQ; each in a process of
+its own, that reads a prompt and decodes. Peaks are the kernel's: the highest private memory while
+loading, and while generating.
 Shapes up to 405B are made on the meta device, where transformers and its quantizers count for
 themselves; what they do not count is named. The last line of the output is one JSON object.
 """
@@ -39,11 +40,17 @@ from loadmaster.plan.hf_weights import loaded_tensors
 from loadmaster.plan.overhead import default_overheads
 from loadmaster.plan.types import CPU, Knobs, Plan, Quantize, TransformersSettings, Workload
 from loadmaster.units import KIB
+from tests.packed_parts import Packing, pack_checkpoint
 
 MODES: Mapping[str, tuple[Quantize, bool]] = {
     "bf16": ("none", False), "nf4": ("nf4", False), "nf4-double": ("nf4", True),
     "int8": ("int8", False), "fp8": ("fp8", False),
 }  # fmt: skip
+# Models that come quantized, beside `MODES`; the weights of the others are made so while they load.
+STORED: Mapping[str, Packing] = {
+    "gptq": Packing(group=128, act_order=True), "awq": Packing(method="awq", group=128),
+}  # fmt: skip
+STORED_FAMILIES = ("llama", "qwen3_moe")
 SHAPES = ("llama-3.2-1b", "llama-3-8b", "qwen3-30b-a3b", "llama-3-70b", "llama-3.1-405b")
 DEMO = Path(__file__).parents[1] / "tests" / "data" / "demo"
 N_CTX = 1024
@@ -87,9 +94,16 @@ def _rows(families: list[str]) -> Iterator[dict[str, Any]]:
         for family in families:
             folder = DEMO if family == "demo" else write_model(Path(root) / family, family)
             for mode in MODES:
-                row = {"family": family, "mode": mode, **_in_child(folder, mode)}
-                print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-                yield row
+                yield _row(family, folder, mode)
+            for mode, packing in STORED.items() if family in STORED_FAMILIES else ():
+                made = pack_checkpoint(folder, Path(root) / f"{family}-{mode}", packing)
+                yield _row(family, made, mode)
+
+
+def _row(family: str, folder: Path, mode: str) -> dict[str, Any]:
+    row = {"family": family, "mode": mode, **_in_child(folder, mode)}
+    print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    return row
 
 
 def _in_child(folder: Path, mode: str) -> dict[str, Any]:
@@ -106,7 +120,7 @@ def _in_child(folder: Path, mode: str) -> dict[str, Any]:
 
 def plan_here(model: CheckpointSpec, mode: str) -> Plan:
     """The plan for this machine's CPU."""
-    quantize, double = MODES[mode]
+    quantize, double = MODES.get(mode, ("none", False))
     machine = replace(detect_machine(), gpus=())
     outcome = plan_checkpoint(
         machine, model, Workload(n_ctx=min(N_CTX, model.n_ctx_train), n_seq_max=2),

@@ -14,7 +14,7 @@ from loadmaster.model.stamp import current_stamp
 from loadmaster.plan.types import EngineSettings
 from loadmaster.tasks.batch.items import BodyCheck
 from loadmaster.tasks.batch.model import ALONE, Messages, Vectors
-from loadmaster.tasks.opening import find_engine
+from loadmaster.tasks.planner import find_engine
 from loadmaster.tasks.planning import demo_model
 from loadmaster.tasks.template import chatml
 

@@ -10,12 +10,17 @@ from loadmaster.jobs.intake import create_job
 from loadmaster.jobs.lines import read_lines
 from loadmaster.jobs.store import JobStore
 from loadmaster.jobs.types import ItemResult, NewJob
+from loadmaster.tasks.batch.executor import Executor
 from loadmaster.tasks.batch.items import order_of
+from loadmaster.tasks.batch.policy import Policy, StopReason
 from loadmaster.tasks.batch.progress import RunState
 
+FAKE_MODEL = ("-m", "demo", "--backend", "fake")  # words of a command line
+FAKE = (*FAKE_MODEL, "-np", "4")
+
 __all__ = [
-    "SEQUENCES", "FakeModel", "Seen", "answers", "chat", "completion", "failures", "new_check",
-    "new_store", "write",
+    "FAKE", "FAKE_MODEL", "SEQUENCES", "FakeModel", "Seen", "answers", "chat", "completion", "demo",
+    "embedding", "failures", "new_check", "new_store", "output", "run", "write",
 ]  # fmt: skip
 
 
@@ -65,3 +70,33 @@ class Seen:
     def committed(self, results: Sequence[ItemResult]) -> None:
         self.acknowledged += [result.number for result in results]
         self._on_commit()
+
+
+def demo(line: dict[str, object]) -> dict[str, object]:
+    """A line for the demo model."""
+    body = line["body"]
+    assert isinstance(body, dict)
+    return {**line, "body": {**body, "model": "demo"}}
+
+
+def embedding(custom_id: str, text: object) -> dict[str, object]:
+    """A line that asks for a vector."""
+    body = {"model": "m", "input": text}
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/embeddings", "body": body}
+
+
+def output(path: str = "out.jsonl") -> dict[str, object]:
+    """The answers in an output file, by custom_id."""
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return {line["custom_id"]: line["response"]["body"] for line in lines}
+
+
+def run(
+    store: JobStore, model: FakeModel, seen: Seen | None = None, policy: Policy | None = None
+) -> StopReason:
+    """Everything that is pending."""
+    executor = Executor(store, model, policy or Policy(), seen or Seen())
+    try:
+        return executor.run()
+    finally:
+        executor.close()

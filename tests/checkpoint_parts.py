@@ -84,6 +84,15 @@ def write_checkpoint(
     return folder
 
 
+def without_output(folder: Path, family: str = "llama", **config: Any) -> Path:
+    """A checkpoint that was saved without its output, as `AutoModel` has it."""
+    write_checkpoint(folder, family, **config)
+    rows = LOADED[family]["tensors"].items()
+    kept = {name.removeprefix("model."): row for name, row in rows if name != "lm_head.weight"}
+    write_shard(folder / "model.safetensors", {name: tuple(row) for name, row in kept.items()})
+    return folder
+
+
 def spec(folder: Path, family: str = "llama") -> CheckpointSpec:
     """The checkpoint of a family as the reader gives it."""
     return read_checkpoint(write_checkpoint(folder / family, family))

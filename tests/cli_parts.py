@@ -1,10 +1,14 @@
 """Plans, reports and an engine made by hand, for tests of the tasks and the command line."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from loadmaster.engine.exchange import Sink
 from loadmaster.engine.types import (
@@ -17,6 +21,7 @@ from loadmaster.engine.types import (
     TextEvent,
 )
 from loadmaster.errors import LoadmasterError
+from loadmaster.interfaces.cli import main
 from loadmaster.plan.types import (
     CPU,
     Alternative,
@@ -38,6 +43,22 @@ from tests import engine_parts
 
 GPU = "gpu:0"
 Run = Callable[..., tuple[int, str, str]]  # of a command: exit code, stdout, stderr
+Capture = pytest.CaptureFixture[str]
+
+
+def said(capsys: Capture, *words: str) -> tuple[int, str, str]:
+    """A command in this process: exit code, stdout, stderr."""
+    code = main.run(words)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def document(capsys: Capture, *words: str) -> dict[str, Any]:
+    """What a command prints with `--json`."""
+    code, out, _ = said(capsys, *words, "--json")
+    assert code == 0, out
+    content: dict[str, Any] = json.loads(out)
+    return content
 
 
 def in_own_process(*words: str, stdin: str = "") -> tuple[int, str, str]:

@@ -9,7 +9,7 @@ from benchmarks.shapes import build_tiny
 N_EMBD, N_FF, N_VOCAB, N_LAYER, N_CTX = 64, 128, 512, 2, 512
 
 
-def write_bert(path: Path, *, pooling_type: int = 1) -> Path:
+def write_bert(path: Path) -> Path:
     """An encoder, as bge-small is one."""
     metadata: dict[str, Any] = {
         "general.architecture": "bert",
@@ -20,7 +20,7 @@ def write_bert(path: Path, *, pooling_type: int = 1) -> Path:
         "bert.attention.head_count": 4,
         "bert.attention.layer_norm_epsilon": 1e-12,
         "bert.attention.causal": False,
-        "bert.pooling_type": pooling_type,
+        "bert.pooling_type": 1,
         "tokenizer.ggml.token_type_count": 2,
         **bpe_tokenizer(N_VOCAB),
     }

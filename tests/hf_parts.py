@@ -106,6 +106,17 @@ def write_llama(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def write_base(folder: Path) -> Path:
+    """The Llama as `AutoModel` saves it: without its output, and without a prefix."""
+    from safetensors.numpy import load_file, save_file
+
+    file = write_llama(folder) / "model.safetensors"
+    tensors = {name.removeprefix("model."): values for name, values in load_file(file).items()}
+    del tensors["lm_head.weight"]
+    save_file(tensors, file)
+    return folder
+
+
 def _llama_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
     width_kv = N_EMBD // N_HEAD * N_HEAD_KV
     yield "model.embed_tokens.weight", (N_VOCAB, N_EMBD)

@@ -135,9 +135,9 @@ class Running:
         ]
         return sum(map(int, counts))
 
-    def wait_until_idle(self, model: str, *, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
+    def wait_until_idle(self, model: str) -> dict[str, Any]:
         """The row of a model once nothing runs or waits on it."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             rows = self.ask("GET", "/loadmaster/v1/models")[1]["models"]
             row: dict[str, Any] = next(r for r in rows if r["id"] == model)

@@ -38,7 +38,6 @@ def toy_model(
     n_ff: int = 768,
     n_vocab: int = 1024,
     n_expert: int = 0,
-    n_ctx_train: int = 8192,
     ffn_types: tuple[str, ...] = ("q4_K", "q6_K"),
 ) -> ModelSpec:
     """A llama-shaped model without a file; feed-forward types alternate between layers."""
@@ -70,7 +69,7 @@ def toy_model(
         architecture="llama",
         quantization="Q4_K_M",
         n_layer=n_layer,
-        n_ctx_train=n_ctx_train,
+        n_ctx_train=8192,
         n_embd=n_embd,
         n_vocab=n_vocab,
         n_ff=n_ff,
@@ -199,7 +198,6 @@ def plan_toy(
     workload: Workload | None = None,
     budget: Budget | None = None,
     knobs: Knobs | None = None,
-    overheads: Overheads = NO_OVERHEADS,
     alternatives: bool = False,
 ) -> Plan | DoesNotFit:
     """Plan to the end, answering every question with the toy engine."""
@@ -211,7 +209,7 @@ def plan_toy(
         workload or Workload(n_ctx=512),
         budget or toy_budget(machine),
         knobs or Knobs(),
-        overheads,
+        NO_OVERHEADS,
         sizes,
         alternatives=alternatives,
     )

@@ -1,9 +1,5 @@
 """Our side: the worker with its scheduler, under a plan's ledger, given every request at once."""
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.accuracy.stand_in import SizingEngine, devices_of, plan_with, stand_in_machine
+from benchmarks.batching import solo
 from benchmarks.batching.jobs import Item, Job
 from benchmarks.batching.outcome import Outcome
 from benchmarks.quiet import Beside
@@ -38,7 +35,7 @@ from loadmaster.plan.budget import make_budget
 from loadmaster.plan.choices import base_settings, first_choice
 from loadmaster.plan.ledger import Books, device_plans, with_states
 from loadmaster.plan.overhead import default_overheads
-from loadmaster.plan.simulate import predict_job
+from loadmaster.plan.simulate import job_prediction
 from loadmaster.plan.types import CPU, DevicePlan, EngineSettings, Knobs, Plan, Sizing, Workload
 from loadmaster.units import GIB, Bytes
 
@@ -87,7 +84,7 @@ def plan_for(
     """The sequences, and one cache or one for each, that are predicted to end the job first."""
     model = read_model(path)
     considered = [
-        (predict_job(machine, model, settings, outline(job)), settings)
+        (job_prediction(machine, model, settings, outline(job)).seconds, settings)
         for settings in _candidates(model, job, n_threads)
     ]
     seconds, settings = min(considered, key=lambda pair: pair[0])
@@ -108,7 +105,7 @@ def fixed(
         model=model,
         settings=settings,
         devices=_ledger(build, machine, model, settings),
-        predicted_s=predict_job(machine, model, settings, outline(job)),
+        predicted_s=job_prediction(machine, model, settings, outline(job)).seconds,
     )
 
 
@@ -274,17 +271,4 @@ def token_gaps(setup: Setup, job: Job, outputs: Sequence[Sequence[int]]) -> list
         {"prompt": item.prompt, "output": list(output)}
         for item, output in zip(job.items, outputs, strict=True)
     ]
-    build = setup.build
-    environment = {
-        **os.environ,
-        "LLAMA_CPP_LIB_PATH": str(build.lib_dir),
-        "PYTHONPATH": str(build.python_dir),
-    }
-    words = [sys.executable, str(Path(__file__).with_name("forced.py")), str(setup.model.path)]
-    words += [str(job.longest + 1), "1"]
-    found = subprocess.run(
-        words, input=json.dumps(requests), env=environment, capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    gaps: list[list[float]] = json.loads(found.stdout.splitlines()[-1])
-    return gaps
+    return solo.token_gaps(setup.build, setup.model.path, job.longest + 1, requests)

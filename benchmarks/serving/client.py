@@ -216,13 +216,3 @@ async def ask(port: int, body: dict[str, Any], limit_s: float = LIMIT_S) -> Seen
         asking.seen.ended_s = time.monotonic()
         return asking.seen
     return await asking.finish(limit_s)
-
-
-async def until_gone(port: int, timeout_s: float = 1.0) -> bool:
-    """Whether nobody listens any more."""
-    with contextlib.suppress(OSError):
-        async with asyncio.timeout(timeout_s):
-            _, writer = await asyncio.open_connection(HOST, port)
-            writer.close()
-            return False
-    return True

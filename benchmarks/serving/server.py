@@ -66,9 +66,9 @@ class Server:
                     return row
                 await asyncio.sleep(0.002)
 
-    async def until_idle(self, limit_s: float = _LOAD_LIMIT_S) -> dict[str, Any]:
+    async def until_idle(self) -> dict[str, Any]:
         """The row once the model is loaded and nobody uses it."""
-        return await self.until(limit_s, state="ready", n_running=0, n_waiting=0)
+        return await self.until(_LOAD_LIMIT_S, state="ready", n_running=0, n_waiting=0)
 
     async def reset(self) -> None:
         """Load the model, and if it is down, let it be loaded: the breaker counts anew."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.serving.client import FAULTS, Seen, verdict
-from loadmaster.engine.backends.fake import ANSWER
+from loadmaster.engine.backends.fake_spec import ANSWER
 
 GRACE_S = 0.05  # beside one step, for a sequence to be free again
 

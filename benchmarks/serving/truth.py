@@ -5,10 +5,6 @@ each stream is fed again, alone and token by token: every token has to be the li
 as near to it as the rounding of F16 allows.
 """
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,6 +12,7 @@ from typing import Any
 
 import gguf
 
+from benchmarks.batching.solo import token_gaps
 from benchmarks.serving.client import Seen
 from benchmarks.serving.server import Server
 from loadmaster.engine import builds
@@ -24,7 +21,6 @@ from loadmaster.engine import builds
 EXACT_DEMO = Path(__file__).parents[2] / "tests" / "data" / "demo" / "demo-f16.gguf"
 WRONG_LOGITS = 0.05
 N_CTX = 2048
-_FORCED = Path(__file__).parents[1] / "batching" / "forced.py"
 
 
 async def prompt_of(server: Server, body: Mapping[str, Any]) -> list[int]:
@@ -42,7 +38,7 @@ def wrong_streams(streams: Sequence[tuple[list[int], Seen]]) -> tuple[int, int, 
         for prompt, seen in streams
         if (output := list(_known(seen.tokens)))
     ]
-    gaps = _gaps(requests)
+    gaps = token_gaps(builds.find_build(), EXACT_DEMO, N_CTX, requests)
     wrong = sum(max(row) > WRONG_LOGITS for row in gaps)
     return wrong, sum(map(len, gaps)), max((max(row) for row in gaps), default=0.0)
 
@@ -54,22 +50,6 @@ def _known(tokens: Sequence[bytes]) -> Iterator[int]:
         if token is None:
             return
         yield token
-
-
-def _gaps(requests: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    build = builds.find_build()
-    environment = {
-        **os.environ,
-        "LLAMA_CPP_LIB_PATH": str(build.lib_dir),
-        "PYTHONPATH": str(build.python_dir),
-    }
-    words = [sys.executable, str(_FORCED), str(EXACT_DEMO), str(N_CTX), "1"]
-    found = subprocess.run(
-        words, input=json.dumps(requests), env=environment, capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    gaps: list[list[float]] = json.loads(found.stdout.splitlines()[-1])
-    return gaps
 
 
 @cache

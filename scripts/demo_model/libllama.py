@@ -58,23 +58,11 @@ class LlamaFile:
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """One row for every token; what was decoded before is forgotten."""
         llama.llama_memory_clear(llama.llama_get_memory(self._context), True)
-        return self._decode(tokens, 0)
-
-    def greedy(self, tokens: Sequence[int], n_token: int, stop: int) -> list[int]:
-        """The likeliest next tokens, one by one, through the KV cache."""
-        row = self.logits(tokens)[-1]
-        out: list[int] = []
-        while len(out) < n_token and (token := int(row.argmax())) != stop:
-            out.append(token)
-            row = self._decode([token], len(tokens) + len(out) - 1)[-1]
-        return out
-
-    def _decode(self, tokens: Sequence[int], n_past: int) -> npt.NDArray[np.float32]:
         batch: Any = llama.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)
             for i, token in enumerate(tokens):
-                batch.token[i], batch.pos[i] = token, n_past + i
+                batch.token[i], batch.pos[i] = token, i
                 batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, 1
             status = llama.llama_decode(self._context, batch)
         finally:

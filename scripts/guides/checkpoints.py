@@ -114,7 +114,7 @@ def llama_405b_transformers() -> str:
 | in NF4 with double quantization | × 4.127 bits = {401.65e9 * 4.127 / 8 / GIB:.0f} GiB |
 | embedding and output in BF16 | {2 * 128256 * 16384 * 2 / GIB:.1f} GiB |
 | together | {model / GIB:.1f} GiB ({model / GB:.0f} GB) |
-| of eight cards with 24 GB, after headroom, contexts and activations | 8 × {_room(refused):.1f} = {8 * _room(refused):.0f} GiB |
+| of eight cards with 24 GB, after headroom, contexts and activations | 8 × {_room(on_cpu):.1f} = {8 * _room(on_cpu):.0f} GiB |
 
 ## Eight 24 GB cards: refused
 
@@ -134,7 +134,11 @@ activations are what eight 24 GB cards do not hold. llama.cpp in IQ2_XS puts {ll
 As many cards as hold it are used, and the others stay free. H100s decode {eight.decode_tok_s:.1f} tok/s where A100s decode {nf4.decode_tok_s:.1f}:
 both wait for Python, which launches the operations of 126 layers.
 
-## Several cards, one token
+{_several_cards(nf4)}{END}"""
+
+
+def _several_cards(nf4: Answer) -> str:
+    return f"""## Several cards, one token
 
 | | |
 |---|---|
@@ -151,7 +155,7 @@ note says that instead.
 
 FP8 keeps its bits in memory and is written out in BF16 for every product, a part at a time: half the memory of BF16, and fewer
 tokens a second than NF4. vLLM multiplies in FP8 on Hopper and Ada cards.
-{END}"""
+"""
 
 
 def _row(cards: str, label: str, answer: Answer) -> str:
@@ -185,9 +189,10 @@ def _settings(answer: Answer) -> TransformersSettings:
 
 def _room(answer: Answer) -> float:
     """GiB of weights and cache that one of these cards holds."""
-    taken = 640 / 1024 + 40 / 1024 + 2.0
-    assert answer.refusal
-    return 23.04 - taken
+    card = answer.made.device("gpu:0")
+    fixed = [item for item in card.items if item.why in ("cuda context", "cuBLAS workspaces")]
+    taken = card.of("compute") + sum(item.bytes for item in fixed)
+    return (card.budget_bytes - taken) / GIB
 
 
 def _shortened(answer: Answer) -> str:

@@ -23,11 +23,10 @@ TEXTS = ("def read(path):", "def read_file(path):", "the cat sat", "x", "class E
 Gpu = Callable[..., VirtualDevice]
 
 
-def pooled(pooling: Pooling | None, n_ubatch: int = 64) -> EngineSettings:
+def pooled(pooling: Pooling | None) -> EngineSettings:
     return settings(
-        n_ctx=512, n_seq_max=4, n_batch=n_ubatch, n_ubatch=n_ubatch, n_outputs_max=n_ubatch,
-        pooling=pooling,
-    )  # fmt: skip
+        n_ctx=512, n_seq_max=4, n_batch=64, n_ubatch=64, n_outputs_max=64, pooling=pooling
+    )
 
 
 @pytest.fixture(scope="module", params=["llamacpp", "fake"])

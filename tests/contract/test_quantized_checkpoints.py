@@ -134,8 +134,8 @@ def written_out(model: Any) -> Iterator[tuple[str, Any]]:
 
 def test_what_has_no_products_is_refused(tmp_path: Path) -> None:
     folder = plain_model(tmp_path / "m")
-    for method, words in (("gptq", "GPTQ 4-bit"), ("awq", "AWQ 4-bit")):
-        add_to_config(folder, {"quant_method": method, "bits": 4})
+    for method, words in (("gptq", "GPTQ 3-bit"), ("awq", "AWQ 3-bit")):
+        add_to_config(folder, {"quant_method": method, "bits": 3})
         packed(folder)
         with pytest.raises(EngineRefusedError, match=words) as refusal:
             opened(folder)

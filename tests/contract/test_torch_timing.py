@@ -19,7 +19,7 @@ from loadmaster.engine.timing import (
     TimeSmall,
     TimeSteps,
 )
-from loadmaster.tasks.session import allocator_caps
+from loadmaster.tasks.proving import allocator_caps
 from loadmaster.units import GIB
 from tests import checkpoint_parts as parts
 from tests.hf_parts import load_request, write_llama

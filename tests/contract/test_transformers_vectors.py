@@ -14,9 +14,10 @@ from loadmaster.engine.backends.transformers.environment import prepare
 from loadmaster.engine.process import Engine
 from loadmaster.engine.python_build import find_python_build
 from loadmaster.errors import ContextLengthError, EngineError, EngineRefusedError, UsageError
+from loadmaster.model.hf_source import read_checkpoint
 from loadmaster.model.types import Pooling
 from tests.engine_parts import request
-from tests.hf_parts import files_of, load_request, write_model
+from tests.hf_parts import files_of, load_request, write_model, write_tokenizer
 
 prepare()
 
@@ -51,6 +52,54 @@ def test_vectors_are_those_of_transformers(models: Any, family: str, pooling: Po
     for vector, prompt in zip(backend.embed(PROMPTS), PROMPTS, strict=True):
         expected = theirs(folder, prompt, pooling)
         assert torch.allclose(torch.tensor(vector), expected, atol=2e-4, rtol=1e-3)
+    backend.close()
+
+
+@pytest.mark.parametrize("changes", [{}, {"quantize": "fp8"}, {"quantize": "int8"}])
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3_moe"])
+def test_a_model_saved_without_its_output_makes_the_same_vectors(
+    models: Any, tmp_path: Path, family: str, changes: Any
+) -> None:
+    from transformers import AutoModel
+
+    whole, folder = models(family), tmp_path / "base"
+    AutoModel.from_pretrained(whole, dtype=torch.float32).save_pretrained(folder)
+    write_tokenizer(folder)
+    model = read_checkpoint(folder)
+    assert not model.writes_text
+    other = opened(whole, "last", **changes)
+    expected = other.embed(PROMPTS)
+    other.close()
+    backend = opened(folder, "last", **changes)
+    assert backend.embed(PROMPTS) == expected
+    given = load_request(folder, pooling="last", n_seq_max=4, n_ubatch=128, **changes)
+    sizing = backend.size(given.model_path, given.settings)
+    assert backend.memory().buffers == getattr(sizing, "buffers", None)
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    "bits", [{"load_in_8bit": True}, {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}]
+)
+def test_one_that_was_saved_so_in_few_bits_loads_as_it_is(
+    models: Any, tmp_path: Path, bits: dict[str, bool]
+) -> None:
+    from transformers import AutoModel, BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(**bits)
+    model = AutoModel.from_pretrained(
+        models("llama"), dtype=torch.bfloat16, quantization_config=config
+    )
+    model.save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    backend = opened(tmp_path, "mean", compute_type="bf16")
+    given = load_request(tmp_path, pooling="mean", compute_type="bf16")
+    sizing = backend.size(given.model_path, given.settings)
+    assert backend.memory().buffers == getattr(sizing, "buffers", None)
+    with torch.inference_mode():
+        expected = model(torch.tensor([PROMPTS[1]])).last_hidden_state[0].float().mean(0)
+    found = torch.tensor(backend.embed([PROMPTS[1]])[0])
+    assert torch.cosine_similarity(found, expected, dim=0) > 0.999
     backend.close()
 
 

@@ -1,31 +1,16 @@
 """`--draft` on the command line: with the demo model, and with the fake backend."""
 
-import io
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.gguf_writer import tiny_llama, write_random
-from loadmaster.interfaces.cli import main
+from tests.cli_parts import Run
 
-Run = Callable[..., tuple[int, str, str]]
 LONG = ("--temp", "0", "-n", "140", "--raw", "-c", "512", "--json")
 QUOTE = "import os\nimport sys\n\n\ndef main():\n    print(os.getcwd(), sys.argv)\n\n\n" * 3
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-        code = main.run([*words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def answer(run: Run, *words: str) -> dict[str, Any]:

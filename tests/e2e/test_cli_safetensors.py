@@ -8,6 +8,7 @@ import pytest
 
 from loadmaster.engine import python_build
 from tests.cli_parts import Run, in_own_process
+from tests.hf_parts import write_base
 
 SMALL = ("-c", "256", "-ub", "64", "--temp", "0", "-n", "8")
 
@@ -101,6 +102,22 @@ def test_a_bench_measures_beside_what_is_predicted(run: Run, checkpoint: Path) -
         ("prefill", 1), ("decode", 1), ("decode", 2),
     ]  # fmt: skip
     assert all(row["measured_tok_s"] > 0 for row in rows)
+
+
+def test_a_model_saved_without_its_output_is_planned_for_vectors_and_writes_no_text(
+    run: Run, tmp_path: Path
+) -> None:
+    base = str(write_base(tmp_path / "base"))
+    code, out, err = run("plan", base, "--ctx", "256")
+    assert code == 0, err
+    assert "planned for vectors (mean pooling) of texts of up to 256 tokens" in out
+    file = tmp_path / "plan.json"
+    file.write_text(run("plan", base, "--json")[1])
+    for words in (("run", base, "Hello"), ("chat", base), ("run", "--plan", str(file), "Hello")):
+        code, _, err = run(*words)
+        assert code == 2
+        assert "writes no text" in err
+        assert "/v1/embeddings" in err
 
 
 def test_without_the_extra_it_says_what_to_type(

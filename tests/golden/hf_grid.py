@@ -9,12 +9,13 @@ from typing import Any
 
 from loadmaster.errors import UsageError
 from loadmaster.model.checkpoint import CheckpointSpec
-from loadmaster.plan.types import Plan, Quantize, TransformersSettings
+from loadmaster.plan.types import Kind, Plan, Quantize, TransformersSettings
 from tests.checkpoint_parts import plan, shape
 
 PLANS = Path(__file__).with_name("hf_plans.json")
 MACHINES = ("cpu-64g", "rtx3060-12g", "rtx4090-24g", "rtx3090-x2", "a100-80g-x4", "h100-80g-x8")
 MODELS = ("llama-3-8b", "gemma-3-12b", "mixtral-8x7b", "llama-3-70b", "llama-3.1-405b")
+_KINDS: tuple[Kind, ...] = ("model", "kv", "compute", "output", "overhead")
 QUANTIZE: tuple[Quantize, ...] = ("none", "int8", "fp8", "nf4")
 
 
@@ -37,8 +38,7 @@ def summary(model: CheckpointSpec, machine: str, quantize: Quantize) -> dict[str
         "compute_type": settings.compute_type,
         "layers": _layers(settings),
         "bytes": {
-            device.id: {kind: device.of(kind) for kind in ("model", "kv", "compute", "overhead")}
-            for device in outcome.devices
+            device.id: {kind: device.of(kind) for kind in _KINDS} for device in outcome.devices
         },
     }
     if isinstance(outcome, Plan):

@@ -2,34 +2,30 @@
 
 import json
 import os
-import signal
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from loadmaster.engine.backends.fake import ANSWER
 from loadmaster.engine.exchange import Sink
 from loadmaster.engine.types import GenerateRequest
-from loadmaster.errors import EngineError, OverBudgetError, UsageError
-from loadmaster.jobs.store import JobStore
+from loadmaster.errors import UsageError
 from loadmaster.tasks.batch.executor import Executor
 from loadmaster.tasks.batch.model import Vectors
-from loadmaster.tasks.batch.policy import Clock, Policy, StopReason, parse_window
+from loadmaster.tasks.batch.policy import Clock, Policy
 from loadmaster.tasks.batch.progress import RunState
-from tests.batch_parts import FakeModel, Seen, answers, chat, completion, failures, new_store
-
-
-def run(
-    store: JobStore, model: FakeModel, seen: Seen | None = None, policy: Policy | None = None
-) -> StopReason:
-    executor = Executor(store, model, policy or Policy(), seen or Seen())
-    try:
-        return executor.run()
-    finally:
-        executor.close()
+from tests.batch_parts import (
+    FakeModel,
+    Seen,
+    answers,
+    chat,
+    completion,
+    embedding,
+    failures,
+    new_store,
+    run,
+)
 
 
 def test_every_item_gets_its_answer_once(tmp_path: Path) -> None:
@@ -98,102 +94,6 @@ def test_a_token_that_is_none_fails_before_the_engine_sees_it(tmp_path: Path) ->
         error = failures(store)["c"]["response"]["body"]["error"]
         assert not model.started
     assert "token 257" in error["message"]
-
-
-def test_a_worker_that_dies_is_replaced_and_no_result_is_lost(tmp_path: Path) -> None:
-    seen = Seen()
-    openings: list[dict[str, object]] = [{"fault": {"kind": "kill", "at_step": 40}}, {}]
-    lines = [completion(f"c{i}", f"prompt {i}") for i in range(40)]
-    with FakeModel(*openings) as model, new_store(tmp_path, lines) as store:
-        assert run(store, model, seen) == "finished"
-        assert len(answers(store)) == 40
-        assert model.n_opened == 2
-    assert sorted(seen.acknowledged) == list(range(1, 41))
-    assert any("opening the model again" in line for line in seen.lines)
-
-
-def test_an_item_that_kills_two_workers_fails_and_the_others_go_on(tmp_path: Path) -> None:
-    lines = [completion(f"c{i}", "poison" if i == 17 else f"prompt {i}") for i in range(40)]
-    with FakeModel({"poison": "poison"}) as model, new_store(tmp_path, lines) as store:
-        assert run(store, model) == "finished"
-        found, failed = answers(store), failures(store)
-        assert model.n_opened == 3
-    assert set(found) == {f"c{i}" for i in range(40) if i != 17}
-    assert failed["c17"]["response"] is None
-    assert failed["c17"]["error"]["code"] == "engine_crashed"
-    assert failed["c17"]["error"]["message"].startswith("2 workers died while it ran")
-
-
-def test_an_old_item_that_kills_late_is_found_by_running_it_alone(tmp_path: Path) -> None:
-    lines = [completion(f"c{i}", f"prompt {i}", max_tokens=40) for i in range(120)]
-    lines.append(completion("killer", "Z", max_tokens=64))  # it begins first, and kills late
-    poison = {"poison": f"Z{ANSWER[:20]}"}
-    with FakeModel(poison, n_sequences=24) as model, new_store(tmp_path, lines) as store:
-        assert run(store, model) == "finished"
-        assert model.n_opened <= 4
-        assert list(failures(store)) == ["killer"]
-        assert len(answers(store)) == 120
-
-
-class Choking(FakeModel):
-    """A model whose worker dies of a text before it is a prompt."""
-
-    def tokens_of(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        if "toxic" in texts:
-            os.kill(self.opened.pid, signal.SIGKILL)
-        return super().tokens_of(texts)
-
-
-def test_an_item_whose_text_kills_two_workers_fails_and_the_others_go_on(tmp_path: Path) -> None:
-    lines = [completion(f"c{i}", "toxic" if i == 17 else f"prompt {i}") for i in range(60)]
-    with Choking() as model, new_store(tmp_path, lines) as store:
-        assert run(store, model) == "finished"
-        assert len(answers(store)) == 59
-        assert model.n_opened == 3
-        error = failures(store)["c17"]["error"]
-    assert error["code"] == "engine_crashed"
-    assert error["message"].startswith("2 workers died over its prompt")
-
-
-def test_the_deaths_of_an_item_are_remembered_across_runs(tmp_path: Path) -> None:
-    lines = [completion(f"c{i}", "poison" if i == 1 else f"p{i}") for i in range(3)]
-    with new_store(tmp_path, lines) as store:
-        store.add_deaths([2])
-        with FakeModel({"poison": "poison"}) as model:
-            assert run(store, model) == "finished"
-            assert model.n_opened == 2
-        assert list(failures(store)) == ["c1"]
-
-
-def test_a_worker_that_cannot_live_ends_the_run_and_no_item_is_blamed(tmp_path: Path) -> None:
-    lines = [completion(f"c{i}") for i in range(30)]
-    fault = {"fault": {"kind": "kill", "at_step": 1}}
-    with FakeModel(fault) as model, new_store(tmp_path, lines) as store:
-        with pytest.raises(EngineError, match="in a row"):
-            run(store, model)
-        assert store.counts().left == 30
-
-
-def test_a_model_that_does_not_open_at_once_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines = [completion(f"c{i}") for i in range(30)]
-    pauses: list[float] = []
-    openings: list[dict[str, object]] = [{"fault": {"kind": "kill", "at_step": 5}}, {}]
-    with FakeModel(*openings) as model, new_store(tmp_path, lines) as store:
-        reopen = model.reopen
-
-        def refuse_once() -> None:
-            if not pauses:
-                raise EngineError("no memory yet")
-            reopen()
-
-        monkeypatch.setattr(model, "reopen", refuse_once)
-        executor = Executor(store, model, Policy(), Seen(), clock=Clock(sleep=pauses.append))
-        assert executor.run() == "finished"
-        executor.close()
-        assert store.counts().done == 30
-    assert len(pauses) == 1
 
 
 def test_a_stop_lets_what_is_in_flight_end(tmp_path: Path) -> None:
@@ -316,86 +216,6 @@ def test_a_defect_while_embedding_fails_the_item_and_does_not_hang_the_run(
         assert "a defect" in json.dumps(failures(store)["e"])
 
 
-class Wall:
-    """A clock on the wall that a test sets."""
-
-    def __init__(self, text: str) -> None:
-        self.now = datetime.fromisoformat(text)
-
-    def __call__(self) -> float:
-        return self.now.timestamp()
-
-
-def test_a_closed_window_closes_the_model_until_it_opens(tmp_path: Path) -> None:
-    wall = Wall("2026-01-01T21:00")
-    closed: list[bool] = []
-
-    def look(state: object) -> None:
-        closed.append(model.n_opened == 1 and not model.started)
-        if len(closed) == 2:
-            wall.now = datetime.fromisoformat("2026-01-01T22:30")
-
-    with FakeModel() as model, new_store(tmp_path, [completion("c")]) as store:
-        policy = Policy(window=parse_window("22:00-07:00"))
-        executor = Executor(store, model, policy, Seen(on_state=look), clock=Clock(wall_s=wall))
-        assert executor.run() == "finished"
-        assert executor.idle_s > 0
-        executor.close()
-        assert model.n_opened == 2
-        assert len(answers(store)) == 1
-    assert closed[:2] == [True, True]
-
-
-def test_a_model_that_finds_no_memory_when_its_window_opens_is_tried_again(tmp_path: Path) -> None:
-    now, wall = 0.0, Wall("2026-01-01T21:00")
-    tries: list[float] = []
-
-    class Crowded(FakeModel):
-        def reopen(self) -> None:
-            if wall.now.hour == 22:
-                tries.append(now)
-                if len(tries) < 5:
-                    raise OverBudgetError("others have the card")
-            super().reopen()
-
-    def look(state: RunState) -> None:
-        nonlocal now
-        now += 100.0
-        wall.now = datetime.fromisoformat("2026-01-01T22:30")
-        executor.wake()
-
-    def sleep(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-
-    with Crowded() as model, new_store(tmp_path, [completion("c")]) as store:
-        policy = Policy(window=parse_window("22:00-07:00"))
-        clock = Clock(wall_s=wall, monotonic_s=lambda: now, sleep=sleep)
-        executor = Executor(store, model, policy, Seen(on_state=look), clock=clock)
-        assert executor.run() == "finished"
-        executor.close()
-        assert store.counts().done == 1
-    assert len(tries) == 5
-    assert tries[3] - tries[2] >= 300.0
-
-
-def test_a_jump_of_the_wall_clock_changes_no_duration(tmp_path: Path) -> None:
-    wall = Wall("2026-01-01T12:00")
-
-    def jump(state: object) -> None:
-        wall.now = datetime.fromisoformat("2031-01-01T12:00")
-
-    lines = [completion(f"c{i}") for i in range(20)]
-    with FakeModel() as model, new_store(tmp_path, lines) as store:
-        policy = Policy(deadline_s=60, max_time_s=60)
-        seen = Seen(on_state=jump)
-        executor = Executor(store, model, policy, seen, clock=Clock(wall_s=wall))
-        assert executor.run() == "finished"
-        executor.close()
-        assert store.counts().failed == 0
-    assert seen.states[-1].run_s < 60
-
-
 def test_only_some_items_and_then_the_rest(tmp_path: Path) -> None:
     lines = [completion(f"c{i}") for i in range(30)]
     with FakeModel() as model, new_store(tmp_path, lines) as store:
@@ -406,11 +226,6 @@ def test_only_some_items_and_then_the_rest(tmp_path: Path) -> None:
         assert executor.run() == "finished"
         executor.close()
         assert store.counts().done == 30
-
-
-def embedding(custom_id: str, text: object) -> dict[str, object]:
-    body = {"model": "m", "input": text}
-    return {"custom_id": custom_id, "method": "POST", "url": "/v1/embeddings", "body": body}
 
 
 def test_embeddings_share_calls_and_keep_their_order(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from loadmaster.plan.types import Knobs, Workload
 from loadmaster.tasks.batch import outline as batch_outline
 from loadmaster.tasks.batch.outline import FileOutline, read_outline
 from loadmaster.tasks.batch.planning import plan_file
-from loadmaster.tasks.opening import find_engine
+from loadmaster.tasks.planner import find_engine
 from loadmaster.tasks.planning import PlanOptions, PlanRefusedError, demo_model
 
 SYSTEM = "Answer in one word and in the language of the question, whatever that is. " * 4

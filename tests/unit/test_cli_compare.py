@@ -1,23 +1,20 @@
 """`loadmaster plan --compare` from the command line, without an engine."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from loadmaster.interfaces.cli.main import run
 from loadmaster.interfaces.cli.scatter import Point, scatter_text
 from loadmaster.interfaces.cli.svg import scatter_svg
 from loadmaster.machine.profiles import load_profile, save_profile
 from loadmaster.tasks.planning import demo_model
+from tests.cli_parts import Capture, document, said
 
 TWO = ("shape:llama-3-8b@Q8_0", "shape:llama-3-8b@Q4_K_M")
 HERE = ("--machine", "rtx3060-12g", "-c", "2048")
-Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
@@ -25,21 +22,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOADMASTER_HOME", str(tmp_path / "home"))
 
 
-def said(capsys: Capture, *words: str) -> tuple[int, str, str]:
-    code = run(["plan", *words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def document(capsys: Capture, *words: str) -> dict[str, Any]:
-    code, out, _ = said(capsys, *words, "--json")
-    assert code == 0, out
-    content: dict[str, Any] = json.loads(out)
-    return content
-
-
 def test_the_table_the_plot_and_the_answer(capsys: Capture) -> None:
-    code, out, _ = said(capsys, "--compare", *TWO, *HERE)
+    code, out, _ = said(capsys, "plan", "--compare", *TWO, *HERE)
     assert code == 0
     assert "take shape:llama-3-8b@Q8_0" in out
     assert "rule: the lowest KL divergence at 5 tok/s or more" in out
@@ -50,7 +34,7 @@ def test_the_table_the_plot_and_the_answer(capsys: Capture) -> None:
 
 
 def test_the_json_has_every_candidate(capsys: Capture) -> None:
-    content = document(capsys, "--compare", *TWO, *HERE)
+    content = document(capsys, "plan", "--compare", *TWO, *HERE)
     assert content["schema_version"] == 1
     rows = content["candidates"]
     assert [(row["quantization"], row["type_k"]) for row in rows] == [
@@ -67,8 +51,8 @@ def test_the_json_has_every_candidate(capsys: Capture) -> None:
 
 def test_the_smaller_model_is_an_answer(capsys: Capture) -> None:
     models = ("shape:llama-3-70b@IQ2_XS", "shape:llama-3-8b@Q8_0")
-    slow = document(capsys, "--compare", *models, *HERE, "--min-speed", "20")
-    fast = document(capsys, "--compare", *models, *HERE, "--min-speed", "1")
+    slow = document(capsys, "plan", "--compare", *models, *HERE, "--min-speed", "20")
+    fast = document(capsys, "plan", "--compare", *models, *HERE, "--min-speed", "1")
     assert [row["reference"] for row in slow["candidates"] if row["picked"]] == [models[1]]
     assert [row["model"] for row in fast["candidates"] if row["picked"]] == ["llama-3-70b"]
     assert any("does not rank different models" in note for note in slow["notes"])
@@ -76,7 +60,7 @@ def test_the_smaller_model_is_an_answer(capsys: Capture) -> None:
 
 def test_what_nothing_reaches_says_what_would(capsys: Capture) -> None:
     code, out, err = said(
-        capsys, "--compare", "shape:llama-3-70b@Q4_K_M", *HERE, "--min-speed", "10"
+        capsys, "plan", "--compare", "shape:llama-3-70b@Q4_K_M", *HERE, "--min-speed", "10"
     )
     assert code == 3
     assert "llama-3-70b" in out  # the table all the same
@@ -91,14 +75,14 @@ def test_a_machine_of_unknown_speed(capsys: Capture, tmp_path: Path) -> None:
     path = tmp_path / "here.json"
     save_profile(replace(machine, ram=replace(machine.ram, bandwidth_bytes_s=None)), path)
     words = ("--compare", *TWO, "--machine", str(path))
-    code, out, _ = said(capsys, *words)
+    code, out, _ = said(capsys, "plan", *words)
     assert (code, "take shape:llama-3-8b@Q8_0" in out) == (0, True)
-    code, _, err = said(capsys, *words, "--min-speed", "5")
+    code, _, err = said(capsys, "plan", *words, "--min-speed", "5")
     assert (code, "doctor --measure" in err) == (2, True)
 
 
 def test_a_quality_that_nothing_has(capsys: Capture) -> None:
-    code, _, err = said(capsys, "--compare", *TWO, *HERE, "--max-kl", "0.001")
+    code, _, err = said(capsys, "plan", "--compare", *TWO, *HERE, "--max-kl", "0.001")
     assert code == 3
     assert "the lowest is 0.0014" in err
     assert "`--max-kl 0.0014`" in err
@@ -107,7 +91,7 @@ def test_a_quality_that_nothing_has(capsys: Capture) -> None:
 def test_a_longer_context_is_looked_for(capsys: Capture) -> None:
     models = ("shape:qwen3-8b@Q8_0", "shape:qwen3-8b@F16")
     content = document(
-        capsys, "--compare", *models, "--machine", "rtx3060-12g", "--goal", "context"
+        capsys, "plan", "--compare", *models, "--machine", "rtx3060-12g", "--goal", "context"
     )
     longest = {row["quantization"]: row["largest_n_ctx"] for row in content["candidates"]}
     assert longest["Q8_0"] == 40960
@@ -115,7 +99,7 @@ def test_a_longer_context_is_looked_for(capsys: Capture) -> None:
 
 
 def test_a_fixed_cache_is_kept(capsys: Capture) -> None:
-    content = document(capsys, "--compare", TWO[0], *HERE, "--kv", "q4_0")
+    content = document(capsys, "plan", "--compare", TWO[0], *HERE, "--kv", "q4_0")
     assert [row["type_k"] for row in content["candidates"]] == ["q4_0"]
     assert content["candidates"][0]["kl"] is None
 
@@ -123,22 +107,25 @@ def test_a_fixed_cache_is_kept(capsys: Capture) -> None:
 def test_a_folder_of_files(capsys: Capture, tmp_path: Path) -> None:
     for name in ("a-Q8_0.gguf", "b-Q4_K_M.gguf", "mmproj-b.gguf", "readme.md"):
         shutil.copy(demo_model(), tmp_path / name)
-    content = document(capsys, "--compare", str(tmp_path), "--machine", "cpu-64g")
+    content = document(capsys, "plan", "--compare", str(tmp_path), "--machine", "cpu-64g")
     names = {Path(row["reference"]).name for row in content["candidates"]}
     assert names == {"a-Q8_0.gguf", "b-Q4_K_M.gguf"}
 
 
 def test_an_empty_folder(capsys: Capture, tmp_path: Path) -> None:
-    assert said(capsys, "--compare", str(tmp_path), *HERE)[0] == 4
+    assert said(capsys, "plan", "--compare", str(tmp_path), *HERE)[0] == 4
 
 
 def test_the_plot_as_a_file(capsys: Capture, tmp_path: Path) -> None:
     path = tmp_path / "plot.svg"
-    assert said(capsys, "--compare", *TWO, *HERE, "--plot", str(path))[0] == 0
+    assert said(capsys, "plan", "--compare", *TWO, *HERE, "--plot", str(path))[0] == 0
     root = ElementTree.fromstring(path.read_text())
     circles = root.findall("{http://www.w3.org/2000/svg}circle")
     assert [circle.get("class") for circle in circles] == ["picked", "point"]
-    assert said(capsys, "--compare", *TWO, *HERE, "--plot", str(tmp_path / "no" / "x.svg"))[0] == 2
+    assert (
+        said(capsys, "plan", "--compare", *TWO, *HERE, "--plot", str(tmp_path / "no" / "x.svg"))[0]
+        == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,14 +140,14 @@ def test_the_plot_as_a_file(capsys: Capture, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_words(capsys: Capture, words: tuple[str, ...], message: str, hint: str) -> None:
-    code, _, err = said(capsys, *words)
+    code, _, err = said(capsys, "plan", *words)
     assert code in (2, 4)
     assert message in err
     assert hint in err
 
 
 def test_a_shape_plans_without_a_file(capsys: Capture) -> None:
-    code, out, _ = said(capsys, "shape:llama-3-70b@Q4_K_M", "--machine", "rtx4090-24g")
+    code, out, _ = said(capsys, "plan", "shape:llama-3-70b@Q4_K_M", "--machine", "rtx4090-24g")
     assert code == 0
     assert "39.59 GiB on disk" in out
     assert "note: a shape" in out
@@ -168,8 +155,8 @@ def test_a_shape_plans_without_a_file(capsys: Capture) -> None:
 
 def test_the_prompt_changes_the_first_token(capsys: Capture) -> None:
     shape = ("shape:llama-3.2-3b", "--machine", "jetson-orin-64g", "-c", "2048")
-    short = document(capsys, *shape, "--prompt-tokens", "16")
-    long = document(capsys, *shape, "--prompt-tokens", "1024")
+    short = document(capsys, "plan", *shape, "--prompt-tokens", "16")
+    long = document(capsys, "plan", *shape, "--prompt-tokens", "1024")
     assert short["predicted"]["ttft_s"] < long["predicted"]["ttft_s"]
 
 

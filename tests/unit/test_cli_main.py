@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import click
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from loadmaster.errors import DamagedFileError, LoadmasterError, NotFoundError, UsageError
 from loadmaster.interfaces.cli import main
 from loadmaster.interfaces.cli.failure import describe
+from loadmaster.plan.types import Shortfall
 from loadmaster.tasks.planning import PlanRefusedError, require_plan
+from loadmaster.units import GIB, Bytes
 from tests import cli_parts as parts
 
 
@@ -98,6 +101,26 @@ def test_a_refused_plan_shows_its_ledger(
     assert value["error"]["numbers"] == {"shortfall_bytes.gpu:0": 40 << 20}
 
 
+def test_both_numbers_are_shown_where_they_differ_by_a_byte() -> None:
+    short = Shortfall(device="cpu", budget_bytes=Bytes(7 << 30), need_bytes=Bytes((7 << 30) + 1))
+    with pytest.raises(PlanRefusedError) as caught:
+        require_plan(replace(parts.refusal(), shortfalls=(short,)))
+    said = "needs 7,516,192,769 bytes of the RAM, the budget is 7,516,192,768"
+    assert caught.value.message.endswith(said)
+
+
+def test_many_devices_that_are_short_are_one_line() -> None:
+    shortfalls = tuple(
+        Shortfall(device=f"gpu:{n}", budget_bytes=Bytes(GIB), need_bytes=Bytes((2 + n % 3) * GIB))
+        for n in range(8)
+    )
+    with pytest.raises(PlanRefusedError) as caught:
+        require_plan(replace(parts.refusal(), shortfalls=shortfalls))
+    worst = "needs 4.00 GiB of the VRAM of gpu:2, the budget is 1.00 GiB"
+    assert caught.value.message.endswith(f"{worst}, and 7 more devices have too little")
+    assert len(caught.value.numbers) == 8
+
+
 def test_debug_shows_the_traceback(command: Place, capsys: pytest.CaptureFixture[str]) -> None:
     command(raiser(RuntimeError("our fault")))
     assert main.run(["x", "--debug"]) == 1
@@ -118,6 +141,7 @@ def test_a_reader_that_left_is_no_error(command: Place, monkeypatch: pytest.Monk
         (["plna"], "`plna`", "`plan`"),
         (["plan"], "argument", "--help"),
         (["plan", "--vrma", "1GiB"], "--vrma", "--vram"),
+        (["plan", "--cpu-share", "1"], "no such option '--cpu-share'", "--cpu-moe"),
         (["run", "demo", "-c", "x"], "x", "--help"),
     ],
 )
@@ -128,6 +152,7 @@ def test_usage_errors_have_the_same_form(
     first, blank, last = capsys.readouterr().err.splitlines()
     assert first.startswith("error: ")
     assert message.strip("`") in first
+    assert first.count("(") == first.count(")")
     assert blank == ""
     assert last.startswith("hint: ")
     assert hint.strip("`") in last

@@ -143,3 +143,11 @@ def test_an_adapter_counts_with_its_whole_file(tmp_path: Path) -> None:
     assert (adapter.size_bytes, adapter.scale, adapter.path) == (1000, 0.5, str(file))
     with pytest.raises(NotFoundError):
         read_adapter(str(tmp_path / "none.gguf"), 1.0)
+
+
+def test_a_split_is_for_gpus_that_are_there() -> None:
+    two = request(knobs=Knobs(layers_per_device=(2, 4)))
+    with pytest.raises(UsageError, match="`-ts 2,4` is for 2 GPUs, and rtx4090-24g has 1"):
+        plan_model(two, None)
+    with pytest.raises(UsageError, match="`-ts` fixes layers on the GPU"):
+        plan_model(replace(two, machine=load_profile("cpu-64g")), None)

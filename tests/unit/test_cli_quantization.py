@@ -1,35 +1,19 @@
 """`loadmaster quantization` from the command line."""
 
-import json
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from loadmaster.interfaces.cli.main import run
 from loadmaster.model.codes import NF4
 from loadmaster.plan.hf_weights import four_bit_allocations
+from tests.cli_parts import Capture, document, said
 
-Capture = pytest.CaptureFixture[str]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def said(capsys: Capture, *words: str) -> tuple[int, str, str]:
-    code = run(["quantization", *words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def document(capsys: Capture, *words: str) -> dict[str, Any]:
-    code, out, _ = said(capsys, *words, "--json")
-    assert code == 0, out
-    content: dict[str, Any] = json.loads(out)
-    return content
-
-
 def test_the_table(capsys: Capture) -> None:
-    code, out, _ = said(capsys)
+    code, out, _ = said(capsys, "quantization")
     assert code == 0
     table = out.split("\n\n")[1]
     lines = {line.split("  ")[1]: line for line in table.splitlines()}
@@ -41,7 +25,7 @@ def test_the_table(capsys: Capture) -> None:
 
 
 def test_bits_are_a_plan_s_bytes(capsys: Capture) -> None:
-    content = document(capsys, "--rows", "1000", "--columns", "96")
+    content = document(capsys, "quantization", "--rows", "1000", "--columns", "96")
     assert content["schema_version"] == 1
     by_name = {one["name"]: one for one in content["formats"]}
     assert by_name["nf4"]["bits_per_weight"] == 8 * sum(four_bit_allocations(96000, False)) / 96000
@@ -51,11 +35,11 @@ def test_bits_are_a_plan_s_bytes(capsys: Capture) -> None:
 
 
 def test_weights_there_and_back(capsys: Capture) -> None:
-    code, out, _ = said(capsys, "--weights", "0.6,-2, 0.9")
+    code, out, _ = said(capsys, "quantization", "--weights", "0.6,-2, 0.9")
     assert code == 0
     nf4 = next(line for line in out.splitlines() if line.split()[:1] == ["nf4"])
     assert nf4.split()[1:4] == ["11", "0", "12"]
-    rows = document(capsys, "--weights", "0.6 -2 0.9")["weights"]
+    rows = document(capsys, "quantization", "--weights", "0.6 -2 0.9")["weights"]
     assert [row["code"] for row in rows] == ["nf4", "fp4", "int4", "int8"]
     assert [row["kept"] for row in rows] == [[11, 0, 12], [4, 11, 5], [2, -7, 3], [38, -127, 57]]
     assert rows[0]["scale"] == 2
@@ -65,14 +49,14 @@ def test_weights_there_and_back(capsys: Capture) -> None:
 
 @pytest.mark.parametrize("given", ["", "0.5,abc", "inf", "nan"])
 def test_what_is_no_weight(capsys: Capture, given: str) -> None:
-    code, _, err = said(capsys, "--weights", given)
+    code, _, err = said(capsys, "quantization", "--weights", given)
     assert code == 2
     assert "--weights" in err
 
 
 def test_the_plots(capsys: Capture, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "plots"
-    assert said(capsys, "--plots", str(folder), "--columns", "256")[0] == 0
+    assert said(capsys, "quantization", "--plots", str(folder), "--columns", "256")[0] == 0
     roots = {path.name: ElementTree.fromstring(path.read_text()) for path in folder.iterdir()}
     assert sorted(roots) == [
         "quantization-bits.svg", "quantization-error.svg", "quantization-values.svg",
@@ -90,10 +74,10 @@ def test_the_plots(capsys: Capture, tmp_path: Path) -> None:
 
 
 def test_the_plots_of_rows_of_one_block(capsys: Capture, tmp_path: Path) -> None:
-    assert said(capsys, "--plots", str(tmp_path), "--columns", "32")[0] == 0
+    assert said(capsys, "quantization", "--plots", str(tmp_path), "--columns", "32")[0] == 0
     assert len(list(tmp_path.glob("*.svg"))) == 3
 
 
 def test_plots_need_a_folder(capsys: Capture, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert said(capsys, "--plots", str(tmp_path / "file" / "x"))[0] == 2
+    assert said(capsys, "quantization", "--plots", str(tmp_path / "file" / "x"))[0] == 2

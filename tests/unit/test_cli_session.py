@@ -14,7 +14,7 @@ from loadmaster.errors import (
 )
 from loadmaster.plan.types import CPU, Plan
 from loadmaster.tasks.measurement import compare, excess_by_device, rows_to_json
-from loadmaster.tasks.session import open_session
+from loadmaster.tasks.proving import open_session
 from loadmaster.units import MIB, Bytes
 from tests import cli_parts as parts
 

@@ -127,6 +127,8 @@ def test_a_smaller_cache_is_shown_where_it_helps() -> None:
     alone = candidate("Q4_K_M", 6.4, 0.031, type_k="q8_0", type_v="q8_0")
     assert shown((exact, same)) == (exact,)
     assert shown((exact, faster)) == (exact, faster)
+    plain = replace(exact, type_k="bf16", type_v="bf16", engine="transformers")
+    assert shown((plain, replace(same, engine="transformers"))) == (plain,)
     assert shown((replace(exact, outcome=candidate("x", 1, 0, fits=False).outcome), alone))[1:]
 
 

@@ -14,6 +14,7 @@ from loadmaster.errors import UsageError
 from loadmaster.interfaces.cli.main import run
 from loadmaster.interfaces.cli.render import settings_text
 from loadmaster.machine.profiles import load_profile
+from loadmaster.model.checkpoint import Stored
 from loadmaster.model.hf_source import read_checkpoint
 from loadmaster.model.shapes.library import parse_shape, shape_model
 from loadmaster.model.source import read_model, read_tokens
@@ -38,6 +39,7 @@ from tests.hf_parts import write_llama
 
 DEMO = read_model(demo_model())
 LOOKUP = Knobs(n_draft=DRAFT_STEP_TOKENS - 1)
+_NF4 = Stored(method="bnb4", label="NF4", bits=4)
 # Nothing that could be made smaller to fit.
 FIXED = replace(LOOKUP, type_k="f16", type_v="f16", n_ubatch=512, load_mode="none")
 
@@ -243,6 +245,42 @@ def test_a_window_of_a_checkpoint_takes_nothing_back(tmp_path: Path) -> None:
         plan_model(replace(request(), model=windowed), None)
 
 
+def test_a_draft_checkpoint_is_checked_as_a_model_of_its_own(tmp_path: Path) -> None:
+    model = read_checkpoint(write_llama(tmp_path / "c"))
+    given = replace(request(), model=model)
+    with pytest.raises(UsageError, match="writes no text"):
+        plan_with_draft(given, replace(model, writes_text=False), None)
+    flash = replace(given, knobs=replace(LOOKUP, flash_attn=True))
+    with pytest.raises(UsageError, match="caps its scores"):
+        plan_with_draft(flash, replace(model, softcap=True), None)
+    on_cpu = replace(request("0", profile="cpu-64g"), model=model)
+    with pytest.raises(UsageError, match="bitsandbytes restores them wrongly"):
+        plan_with_draft(on_cpu, replace(model, n_ff=80, stored=_NF4), None)
+
+
+def test_a_draft_that_is_wrong_on_the_cpu_stays_on_the_gpu_or_out(tmp_path: Path) -> None:
+    model = read_checkpoint(write_llama(tmp_path / "c"))
+    alone = plan_model(replace(request(), model=model), None)
+    assert isinstance(alone, Plan)
+    room = f"{alone.device('gpu:0').needed_bytes // MIB + 1}MiB"
+    narrow = replace(request(room), model=model)
+    beside = plan_with_draft(narrow, model, None)
+    assert isinstance(beside, Plan)
+    assert beside.draft is not None
+    assert beside.draft.device == CPU
+    only_gpu = plan_with_draft(narrow, replace(model, n_ff=80, stored=_NF4), None)
+    assert isinstance(only_gpu, DoesNotFit)
+    assert [short.device for short in only_gpu.shortfalls] == ["gpu:0"]
+
+
+def test_beyond_its_training_a_draft_is_said_to_guess_poorly() -> None:
+    short = replace(DEMO, n_ctx_train=256)
+    plan = plan_with_draft(request(), short, None)
+    assert isinstance(plan, Plan)
+    assert "trained for 256 of the 512 tokens" in plan.notes[-1]
+    assert not any("trained for" in note for note in planned(request()).notes)
+
+
 def test_a_draft_of_a_checkpoint_alone_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     """The model stays on the CPU and computes there; no layers are split."""
     words = [
@@ -263,8 +301,20 @@ def test_a_draft_of_a_checkpoint_alone_on_a_gpu(capsys: pytest.CaptureFixture[st
     assert _line(beside, "cpu", "compute") == _line(without, "cpu", "compute") > 0
     assert run(words) == 0
     shown = capsys.readouterr().out
-    assert "--draft llama-3.2-1b" in shown
+    assert "--draft shape:llama-3.2-1b@none" in shown
     assert "layers are split" not in shown
+
+
+def test_a_shape_that_drafts_is_named_as_it_was_typed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    draft = "shape:llama-3.2-1b@Q8_0"
+    words = ["plan", "shape:llama-3.1-8b@Q4_K_M", "--machine", "rtx3060-12g", "--draft", draft]
+    assert run([*words, "-c", "2048"]) == 0
+    settings = capsys.readouterr().out.split("settings as flags")[1].split("\n\n")[0]
+    assert settings.endswith(f"--draft {draft}")
+    assert str(tmp_path) not in settings
 
 
 def _line(document: dict[str, Any], device: str, kind: str) -> int:

@@ -130,6 +130,21 @@ def test_five_that_decode_bring_none() -> None:
     assert steps > 5
 
 
+@pytest.mark.parametrize("n_draft", [0, 15])
+def test_drafts_take_no_room_from_the_many_that_bring_none(n_draft: int) -> None:
+    """Each has its prompt and sixteen tokens; a step's drafts are of all of up to four."""
+    given = {"n_draft": n_draft, "n_draft_step": 16, "n_seq_max": 6}
+    prompts = [(10 + i, 1, 2, 3) for i in range(6)]
+    for n_ctx, n_admitted in ((6 * 20, 6), (4 * 20 + 12, 4), (2 * 20 + 1, 1 if n_draft else 2)):
+        run = Run(limits(n_ctx=n_ctx, **given), speech=echoing_token)
+        for i, prompt in enumerate(prompts):
+            run.submit(f"r{i}", prompt, 16)
+        run.decide()
+        assert len(run.admitted) == n_admitted
+        run.finish()
+        run.check_streams()
+
+
 def test_a_rule_that_does_not_pay_lets_a_lone_sequence_decode_on() -> None:
     run = Run(limits(n_draft=7, n_draft_step=16, n_ctx=600), speech=echoing_token)
     run.give(StepCosts(costs=EACH_ITS_OWN))

@@ -1,19 +1,26 @@
 """Checkpoints as MODEL: folders, the Hub's cache, repositories, shapes; through the command too."""
 
+import io
 import json
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.hostile_server import COMMIT, HostileServer, hub_path, hub_routes
+from benchmarks.hostile_server import COMMIT, Content, HostileServer, hub_path, hub_routes
 from loadmaster.errors import DamagedFileError, NotFoundError, UsageError
 from loadmaster.interfaces.cli.main import run
 from loadmaster.model.checkpoint import AnyModel, CheckpointSpec
+from loadmaster.model.hf_pooling import MODULES, POOLING
 from loadmaster.model.hf_source import is_checkpoint, read_checkpoint
+from loadmaster.plan.types import DoesNotFit
 from loadmaster.tasks.comparison import expand
-from loadmaster.tasks.locating import locate_header
+from loadmaster.tasks.locating import locate_header, locate_model
+from loadmaster.tasks.planner import Planner
+from loadmaster.tasks.planning import PlanOptions
 from loadmaster.tasks.pull import pull
 from tests import checkpoint_parts as parts
 from tests import remote_parts
@@ -69,6 +76,20 @@ def test_a_repository_is_read_as_its_files_are(server: HostileServer, local: Pat
     assert f"loadmaster pull {HUB} --safetensors" in located.notes[0]
 
 
+def test_how_a_repository_pools_is_read_too(server: HostileServer, tmp_path: Path) -> None:
+    folder = parts.without_output(tmp_path / "embeds")
+    (folder / POOLING).parent.mkdir()
+    (folder / POOLING).write_text(json.dumps({"pooling_mode_lasttoken": True}))
+    kinds = [{"type": f"sentence_transformers.models.{kind}"} for kind in ("Pooling", "Dense")]
+    (folder / MODULES).write_text(json.dumps(kinds))
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    server.routes |= hub_routes(REPO, {name: folder / name for name in names})
+    server.files |= {hub_path(REPO, name): Content(folder / name) for name in names}
+    model = locate_header(HUB).model
+    assert comparable(model) == comparable(read_checkpoint(folder))
+    assert (model.pooling, comparable(model).dense_after_pooling) == ("last", True)
+
+
 def test_what_is_pulled_is_found_and_planned_alike(server: HostileServer, local: Path) -> None:
     served = {path.name: path for path in local.iterdir()} | {"pytorch_model.bin": b"no"}
     server.routes |= hub_routes(REPO, served)
@@ -77,7 +98,7 @@ def test_what_is_pulled_is_found_and_planned_alike(server: HostileServer, local:
     assert comparable(read_checkpoint(pulled.path)) == comparable(read_checkpoint(local))
     located = locate_header(HUB)
     assert comparable(located.model) == comparable(read_checkpoint(local))
-    assert not located.notes  # it is here
+    assert not any("not downloaded" in note for note in located.notes)  # it is here
 
 
 def test_safetensors_beside_a_gguf_are_pulled_when_asked_for(
@@ -181,6 +202,18 @@ def test_plan_of_a_folder(local: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "--quantize int8" in text
 
 
+def test_a_comparison_has_a_small_cache_too_unless_one_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--compare", "shape:llama-3-8b@nf4", "--machine", "rtx3060-12g", "--json"]
+    rows = planned(capsys, *words)["candidates"]
+    assert isinstance(rows, list)
+    assert [(row["type_k"], row["type_v"]) for row in rows] == [("bf16", "bf16"), ("q8_0", "q8_0")]
+    fixed = planned(capsys, *words, "--kv", "q4_0")["candidates"]
+    assert isinstance(fixed, list)
+    assert [row["type_k"] for row in fixed] == ["q4_0"]
+
+
 def test_several_gpus_end_with_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", "shape:llama-3-70b@nf4", "--machine", "rtx4090-x2"]) == 0
     text = capsys.readouterr().out
@@ -192,6 +225,14 @@ def test_another_machine_is_among_the_nearest(capsys: pytest.CaptureFixture[str]
     words = ["plan", "shape:llama-3.1-405b@nf4", "--machine", "rtx4090-x8"]
     assert run(words) == 3
     assert "--machine a100-80g-x4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("header_only", [True, False])
+def test_a_machine_is_proposed_where_one_can_be_named(local: Path, header_only: bool) -> None:
+    outcome = Planner(str(local), PlanOptions(ram="64MiB"), header_only=header_only).plan()
+    assert isinstance(outcome, DoesNotFit)
+    proposed = {flag for one in outcome.nearest for flag in one.flags}
+    assert ("--machine" in proposed) is header_only
 
 
 def test_engines_in_one_table(local: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,3 +265,69 @@ def test_a_folder_of_pickled_weights_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(DamagedFileError, match=r"pytorch_model\.bin holds pickled weights"):
         locate_header(str(tmp_path))
+
+
+def test_a_folder_without_a_model_says_what_one_is(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no safetensors in") as caught:
+        locate_header(str(tmp_path))
+    assert "a GGUF file" in (caught.value.hint or "")
+    (parts.write_checkpoint(tmp_path / "m") / "config.json").unlink()
+    with pytest.raises(NotFoundError, match=r"no config\.json in"):
+        locate_header(str(tmp_path / "m"))
+    (tmp_path / "a.gguf").write_bytes(b"")
+    with pytest.raises(DamagedFileError, match="is a folder") as named:
+        locate_header(str(tmp_path))
+    assert "a.gguf" in (named.value.hint or "")
+
+
+def test_what_a_run_will_miss_is_said_by_the_plan(local: Path) -> None:
+    assert locate_header(str(local)).notes == (
+        "tokenizer.json is missing: it runs when that is there",
+    )
+    (local / "tokenizer.json").write_text("{}")
+    assert locate_header(str(local)).notes == ()
+
+
+def test_weights_that_are_to_be_quantized_are_pulled_as_safetensors() -> None:
+    for quantize, command in ((None, f"`loadmaster pull {HUB}`"), ("nf4", "--safetensors`")):
+        with pytest.raises(NotFoundError, match="not on this machine") as caught:
+            locate_model(HUB, quantize)  # type: ignore[arg-type]
+        assert (caught.value.hint or "").endswith(command)
+
+
+# ---- a plan's file
+
+
+@pytest.fixture
+def no_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+
+
+def refused_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, model: str, change: Callable[[], object]
+) -> str:
+    """What a run says of a plan, when something happened to the model after it was made."""
+    document = planned(capsys, model, *ON)
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    change()
+    assert run(["run", "--plan", str(tmp_path / "plan.json"), "hi"]) in (4, 7)
+    return capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_input")
+def test_a_plan_without_weights_is_not_run(
+    server: HostileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused_run(capsys, tmp_path, "shape:llama-3-8b@nf4", bool)
+    assert "is a plan for a shape: dimensions without weights" in said
+    said = refused_run(capsys, tmp_path, HUB, bool)
+    assert f"`{REPO.partition('/')[2]}` was planned from its header alone" in said
+
+
+@pytest.mark.usefixtures("no_input")
+def test_which_files_changed_is_not_guessed(
+    local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = local / "model-00003-of-00003.safetensors"
+    said = refused_run(capsys, tmp_path, str(local), lambda: os.utime(last, (1, 1)))
+    assert "one of the 4 files in `served` changed on disk" in said

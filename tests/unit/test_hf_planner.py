@@ -2,20 +2,23 @@
 
 import json
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loadmaster.errors import UsageError
+from loadmaster.interfaces.cli.render_hf import layers_text, settings_flags
 from loadmaster.machine.profiles import load_profile
-from loadmaster.machine.types import Machine
-from loadmaster.model.checkpoint import Stored
+from loadmaster.model.checkpoint import CheckpointSpec, CheckpointTensor, Stored
+from loadmaster.model.hf_tensors import role_of
 from loadmaster.plan.codec import does_not_fit_to_json, plan_from_json, plan_to_json
-from loadmaster.plan.hf_memory import INT8_BYTES, reserved_bytes
+from loadmaster.plan.hf_memory import DRAWING_BYTES, INT8_BYTES, reserved_bytes
+from loadmaster.plan.hf_rates import kind_of
 from loadmaster.plan.hf_weights import loaded_tensors
 from loadmaster.plan.types import CPU, DoesNotFit, TransformersSettings, Workload
-from loadmaster.units import GIB, MIB
+from loadmaster.units import GIB, MIB, Bytes
 from tests import checkpoint_parts as parts
 
 
@@ -153,11 +156,40 @@ def test_published_latencies_are_met() -> None:
         assert plan.predicted.decode_tok_s == pytest.approx(published, rel=0.07)
 
 
+def test_scales_that_are_stored_quantized_are_priced_as_those_that_are_made_so() -> None:
+    shape, settings = parts.shape(), parts.SETTINGS
+    for double, kind in ((False, "nf4"), (True, "nf4-double")):
+        stored = Stored(method="bnb4", label="NF4", bits=4, double_quant=double)
+        assert kind_of(replace(shape, stored=stored), settings) == kind
+    made = replace(settings, quantize="nf4", double_quant=True)
+    assert kind_of(shape, made) == "nf4-double"
+    assert kind_of(shape, settings) == "none"
+
+
+def test_of_what_is_stored_quantized_nothing_is_predicted_on_a_cpu_either() -> None:
+    plan = parts.fitting(quantized("bnb8", "INT8"), "cpu-64g")
+    assert (plan.predicted.basis, plan.predicted.decode_tok_s) == ("unknown", None)
+    assert any("nothing is published of quantized decode on a CPU" in note for note in plan.notes)
+    assert parts.fitting(parts.shape(), "cpu-64g").predicted.basis == "table"
+
+
+def test_logits_that_are_made_on_a_gpu_are_sampled_from_in_ram() -> None:
+    model, n_vocab = parts.shape(), 128_256
+    one, many = (
+        parts.fitting(model, quantize="nf4", workload=Workload(n_ctx=1024, n_seq_max=n))
+        for n in (1, 8)
+    )
+    assert one.device(CPU).of("output") == n_vocab * (4 + DRAWING_BYTES)
+    assert many.device(CPU).of("output") - one.device(CPU).of("output") == 7 * n_vocab * 4
+    drafting = parts.fitting(model, quantize="nf4", workload=Workload(n_ctx=1024), n_draft=7)
+    assert drafting.device(CPU).of("output") > one.device(CPU).of("output")
+    vectors = parts.fitting(model, quantize="nf4", workload=Workload(n_ctx=1024), pooling="mean")
+    assert vectors.device(CPU).of("output") == 0
+    on_cpu = parts.fitting(model, "cpu-64g", workload=Workload(n_ctx=1024))
+    assert on_cpu.device(CPU).of("output") == 0  # made there: `compute` has them
+
+
 # ---- refused
-
-
-def mac() -> Machine:
-    return load_profile("m3max-128g")
 
 
 def quantized(method: Any = "bnb4", label: str = "NF4") -> Any:
@@ -172,6 +204,8 @@ def quantized(method: Any = "bnb4", label: str = "NF4") -> Any:
         ("rtx3090", {"load_mode": "mmap"}, "--load-mode"),
         ("rtx3090", {"n_cpu_moe": 3}, "--n-cpu-moe"),
         ("cpu-64g", {"flash_attn": True}, "8.0"),
+        ("cpu-64g", {"n_gpu_layers": 3}, "`-ngl` fixes layers on the GPU, and cpu-64g has none"),
+        ("cpu-64g", {"layers_per_device": (3,)}, "`-ts` fixes layers on the GPU"),
     ],
 )
 def test_what_the_engine_cannot_do(machine: str, knobs: dict[str, Any], said: str) -> None:
@@ -180,10 +214,104 @@ def test_what_the_engine_cannot_do(machine: str, knobs: dict[str, Any], said: st
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("split", "n_gpu_layers", "hint"),
+    [
+        ((1, 1), None, "add `-ngl 2` to keep 30 on the CPU"),  # llama.cpp's halves
+        ((16, 17), None, "let their sum be 32"),
+        ((8, 8, 16), None, "as many numbers as there are GPUs"),
+        ((16, 16), 20, "that of `-ngl`: 20"),
+    ],
+)
+def test_layers_that_a_split_leaves_out_are_not_the_cpus_unasked(
+    split: tuple[int, ...], n_gpu_layers: int | None, hint: str
+) -> None:
+    given: dict[str, Any] = {
+        "layers_per_device": split, "n_gpu_layers": n_gpu_layers, "quantize": "nf4",
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="`-ts ") as caught:
+        parts.plan(parts.shape(), "rtx3090-x2", **given)
+    assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("given", [((16, 16), None), ((10, 12), 22), ((20, 12), 99)])
+def test_a_split_that_names_every_layer_is_kept(given: tuple[tuple[int, ...], int | None]) -> None:
+    split, n_gpu_layers = given
+    plan = parts.fitting(
+        parts.shape(), "rtx3090-x2", layers_per_device=split, n_gpu_layers=n_gpu_layers,
+        quantize="nf4",
+    )  # fmt: skip
+    devices = [device for name, device in engine(plan).device_map if ".layers." in name]
+    assert (devices.count("gpu:0"), devices.count("gpu:1")) == split
+    assert f"-ts {split[0]},{split[1]}" in " ".join(settings_flags(engine(plan)))
+
+
+def test_a_single_layer_is_no_range() -> None:
+    plan = parts.fitting(parts.shape(), "rtx3090", n_gpu_layers=1, quantize="nf4")
+    assert layers_text(engine(plan), 32) == "layers 0-30 on cpu, 31 on gpu:0"
+
+
+def test_flags_lead_back_to_the_cpu() -> None:
+    plan = parts.fitting(parts.shape(), "rtx3090", n_gpu_layers=0, quantize="nf4")
+    assert "-ngl 0" in settings_flags(engine(plan))
+    assert "-ngl 0" not in settings_flags(engine(parts.fitting(parts.shape(), quantize="nf4")))
+
+
+def test_layers_that_keep_their_bits_on_the_cpu_are_not_called_unquantized() -> None:
+    said = {
+        quantize: next(
+            note
+            for note in parts.fitting(
+                parts.shape(), "rtx3090", n_gpu_layers=20, quantize=quantize
+            ).notes
+            if "stay on the CPU" in note
+        )
+        for quantize in ("nf4", "fp8")
+    }
+    assert "(unquantized, " in said["nf4"]
+    assert "unquantized" not in said["fp8"]
+    stored = replace(parts.shape(), stored=Stored(method="fbgemm-fp8", label="FP8"))
+    notes = parts.fitting(stored, "rtx3090", n_gpu_layers=20).notes
+    assert not any("(unquantized" in note for note in notes)
+
+
 def test_nothing_is_quantized_twice() -> None:
     with pytest.raises(UsageError, match="NF4 already"):
         parts.plan(quantized(), quantize="nf4")
     assert parts.fitting(quantized(), "rtx4090-24g").quantization == "NF4"
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8", None])
+def test_bitsandbytes_has_no_kernels_for_old_gpus(quantize: Any) -> None:
+    machine = load_profile("rtx3090-x2")
+    old = replace(machine.gpus[1], compute_capability=(5, 2))
+    machine = replace(machine, gpus=(machine.gpus[0], old))
+    model = parts.shape() if quantize else quantized()
+    with pytest.raises(
+        UsageError, match=r"needs compute capability 6\.0.*\(gpu:1\) has 5\.2"
+    ) as no:
+        parts.plan(model, machine, quantize=quantize)
+    assert "; `--vram 0=100%` leaves it out" in (no.value.hint or "")
+    parts.fitting(model, machine, quantize=quantize, vram="0=100%")
+    parts.fitting(model, machine, quantize=quantize, n_gpu_layers=0)
+
+
+def test_hints_for_old_gpus_work_there() -> None:
+    machine = load_profile("rtx3060-12g")
+    old = replace(machine, gpus=(replace(machine.gpus[0], compute_capability=(5, 2)),))
+    for found, proposes in ((machine, True), (old, False)):
+        outcome = parts.plan(parts.shape(), found)
+        assert isinstance(outcome, DoesNotFit)
+        proposed = {flag for one in outcome.nearest for flag in one.flags}
+        assert ("--quantize" in proposed) is proposes
+
+
+def test_experts_that_stay_large_have_a_smaller_format() -> None:
+    mixtral = parts.shape("mixtral-8x7b")
+    outcome = parts.plan(mixtral, "a100-80g", quantize="nf4", vram="60GiB")
+    assert isinstance(outcome, DoesNotFit)
+    assert outcome.nearest[0].flags == ("--quantize", "fp8")
+    parts.fitting(mixtral, "a100-80g", quantize="fp8", vram="60GiB")
 
 
 def test_fp8_stays_fp8_on_every_device() -> None:
@@ -205,6 +333,51 @@ def test_what_a_product_makes_beside_its_result_is_counted() -> None:
     assert compute("fp8") - plain == (1 << 20) * 10
     # 512 tokens of as many numbers as the widest matrix has rows or columns.
     assert compute("int8") - plain == 512 * (14336 + INT8_BYTES * 14336)
+
+
+def packed(method: Any) -> CheckpointSpec:
+    """The 8B in four bits and groups of 128, as GPTQ and AWQ pack it."""
+    model = parts.shape()
+    tensors: list[CheckpointTensor] = []
+    for tensor in model.tensors:
+        if tensor.role != "linear":
+            tensors.append(tensor)
+            continue
+        (rows, columns), groups = tensor.shape, tensor.shape[1] // 128
+        words = (columns // 8, rows) if method == "gptq" else (columns, rows // 8)
+        for name, dtype, shape in (
+            ("qweight", "I32", words), ("qzeros", "I32", (groups, rows // 8)),
+            ("scales", "F16", (groups, rows)), ("g_idx", "I32", (columns,)),
+        ):  # fmt: skip
+            if name != "g_idx" or method == "gptq":
+                made = replace(
+                    tensor, name=f"{tensor.module}.{name}", dtype=dtype, shape=shape,
+                    size_bytes=Bytes(prod(shape) * (4 if dtype == "I32" else 2)),
+                    role=role_of(f"{tensor.module}.{name}", len(shape)),
+                )  # fmt: skip
+                tensors.append(made)
+    stored = Stored(method=method, label="4-bit", bits=4, block=(1, 128))
+    return replace(model, tensors=tuple(tensors), stored=stored)
+
+
+def test_packed_checkpoints_are_planned_by_their_own_bytes() -> None:
+    plain = parts.fitting(parts.shape(), "cpu-64g").device(CPU)
+    for method in ("gptq", "awq"):
+        model = packed(method)
+        for machine in ("rtx3060-12g", "cpu-64g"):
+            plan = parts.fitting(model, machine)
+            device = plan.device(CPU if machine == "cpu-64g" else "gpu:0")
+            # As hugging-quants/Meta-Llama-3.1-8B-Instruct-AWQ-INT4, whose files have 5.73 GB.
+            assert device.of("model") == pytest.approx(5.73e9, rel=1e-3)
+            rows = {item.source for item in device.items if item.kind == "model"}
+            assert rows == {"header"}
+            assert any("keep their bits" in note for note in plan.notes)
+        host = parts.fitting(model, "cpu-64g").device(CPU)
+        inside = sum(
+            t.n_elements for t in loaded_tensors(model, parts.SETTINGS) if t.kind == "int4"
+        )
+        assert inside == sum(t.n_elements for t in parts.shape().tensors if t.role == "linear")
+        assert host.of("compute") - plain.of("compute") == (1 << 20) * 10
 
 
 def test_kernels_that_are_not_here() -> None:

@@ -29,10 +29,11 @@ def planned(
     *,
     vram: str | None = None,
     n_gpu_layers: int | None = None,
+    kv: tuple[str | None, str | None] = (None, None),
 ) -> Plan:
     return parts.fitting(
         model, machine, vram=vram, quantize=quantize, n_gpu_layers=n_gpu_layers,
-        workload=Workload(n_ctx=4096), alternatives=False,
+        workload=Workload(n_ctx=4096), alternatives=False, type_k=kv[0], type_v=kv[1],
     )  # fmt: skip
 
 
@@ -79,6 +80,12 @@ def test_whose_turn_takes_how_long_is_shown(large: CheckpointSpec) -> None:
         ["gpu:2", "41", "layers"],
     ]
     assert "91 % of its budget" in block
+
+
+def test_layers_of_the_cpu_are_told_from_those_that_a_gpu_holds(large: CheckpointSpec) -> None:
+    text = render.plan_text(planned(large, "rtx4090-x8", n_gpu_layers=98))
+    assert "gpu:0  10 layers and 28 of the CPU   98 % of its budget" in text
+    assert "-ngl 98 -ts 10,13,13,13,13,13,13,10" in text
 
 
 def test_what_ram_does_not_hold_is_not_left_on_the_disk(large: CheckpointSpec) -> None:
@@ -150,8 +157,26 @@ def test_groups_in_a_row_where_heads_do_not_divide() -> None:
 def test_eight_bits_become_fp8_where_the_hardware_has_it() -> None:
     model = parts.shape("llama-3-70b")
     on_hopper = noted(planned(model, "h100-80g-x8", "int8"), model, "h100-80g-x8")
-    assert "--quantization fp8 --kv-cache-dtype fp8" in on_hopper
+    assert on_hopper.endswith("--quantization fp8 --kv-cache-dtype auto`"), "cells as planned"
     on_ampere = noted(planned(model, "a100-80g-x4", "int8"), model, "a100-80g-x4")
     assert on_ampere.endswith("--max-model-len 4096 --kv-cache-dtype auto`"), "BF16 fits there"
     on_two = noted(planned(model, "rtx3090-x2", "nf4"), model, "rtx3090-x2")
     assert "--quantization bitsandbytes" in on_two
+
+
+@pytest.mark.parametrize(
+    ("machine", "kv", "flag", "said"),
+    [
+        ("h100-80g-x8", ("q8_0", "q8_0"), "int8_per_token_head", "before 0.25.1 has `fp8`"),
+        ("a100-80g-x4", ("q8_0", "q8_0"), "int8_per_token_head", "on these GPUs: `auto`"),
+        ("h100-80g-x8", ("q4_0", "q4_0"), "int4_per_token_head", "where q4_0 has one for each 32"),
+        ("h100-80g-x8", ("q8_0", "q4_0"), "int8_per_token_head", "both are as wide as q8_0"),
+        ("a100-80g-x4", ("bf16", "q8_0"), "auto", "both are as wide as bf16"),
+    ],
+)
+def test_small_cells_get_the_nearest_of_the_server_and_what_differs(
+    large: CheckpointSpec, machine: str, kv: tuple[str, str], flag: str, said: str
+) -> None:
+    note = noted(planned(large, machine, kv=kv), large, machine)
+    assert f"--kv-cache-dtype {flag}`; " in note
+    assert said in note

@@ -133,6 +133,7 @@ def test_code_of_a_model_is_not_run(tmp_path: Path) -> None:
         ({"vision_config": {}}, "not_text"),
         ({"quantization": {"bits": 4}}, "mlx_checkpoint"),
         ({"block_configs": [1]}, "pruned"),
+        ({"intermediate_size": [256, 128, 256]}, "pruned"),
         ({"quantization_config": {"quant_method": "surprise"}}, "unknown_quantization"),
         (
             {"quantization_config": {"quant_method": "compressed-tensors",
@@ -159,6 +160,57 @@ def test_quantized_checkpoints_are_known_by_their_config() -> None:
     assert stored(quant_method="fp8", weight_block_size=[128, 128]) == "fp8 FP8"
     assert stored(quant_method="gptq", bits=4) == "gptq GPTQ 4-bit"
     assert stored(quant_method="fbgemm_fp8") == "fbgemm-fp8 FP8"
+
+
+def packed(method: str, **found: object) -> Stored:
+    config = LOADED["llama"]["config"] | {"quantization_config": {"quant_method": method, **found}}
+    made = parse_config(json.dumps(config).encode(), "config.json").stored
+    assert made is not None
+    return made
+
+
+def test_packed_checkpoints_are_known_by_their_version() -> None:
+    gptq = packed("gptq", bits=4, group_size=128, desc_act=True, dynamic={"-:.*gate": {}})
+    assert (gptq.label, gptq.block, gptq.runs) == ("GPTQ 4-bit", (1, 128), True)
+    assert gptq.act_order
+    assert gptq.zeros_less_one
+    assert not packed("gptq", bits=4, checkpoint_format="gptq_v2", desc_act=False).zeros_less_one
+    awq = packed("awq", w_bit=4, q_group_size=64, version="GEMM")
+    assert (awq.label, awq.block, awq.runs) == ("AWQ 4-bit", (1, 64), True)
+    assert not awq.zeros_less_one
+    assert packed("awq", bits=4, group_size=-1).block is None
+
+
+@pytest.mark.parametrize(
+    ("method", "found"),
+    [
+        ("gptq", {"bits": 3}),
+        ("gptq", {}),
+        ("gptq", {"bits": 4, "format": "marlin"}),
+        ("gptq", {"bits": 4, "is_marlin_format": True}),
+        ("gptq", {"bits": 4, "pack_dtype": "int16"}),
+        ("gptq", {"bits": 4, "rotation": "hadamard"}),
+        ("gptq", {"bits": 4, "dynamic": {".*down_proj": {"bits": 8}}}),
+        ("gptq", {"bits": 4, "dynamic": [1]}),
+        ("awq", {"bits": 8}),
+        ("awq", {"bits": 4, "version": "gemv"}),
+        ("awq", {"bits": 4, "zero_point": False}),
+    ],
+)
+def test_packings_without_products(method: str, found: dict[str, Any]) -> None:
+    assert not packed(method, **found).runs
+
+
+@pytest.mark.parametrize("size", [0, -2, 1 << 16, "128", True, None])
+def test_group_sizes_that_are_none(size: object) -> None:
+    with pytest.raises(DamagedFileError, match="group_size"):
+        packed("gptq", bits=4, group_size=size)
+
+
+def test_a_packed_output_is_refused() -> None:
+    with pytest.raises(DamagedFileError, match="lm_head") as caught:
+        packed("gptq", bits=4, lm_head=True)
+    assert "--quantize nf4" in (caught.value.hint or "")
 
 
 def compressed(name: str, *weights: object, **more: object) -> Stored:
@@ -212,3 +264,46 @@ def test_scales_and_a_config_that_knows_nothing_of_them(tmp_path: Path) -> None:
     error = refusal(folder)
     assert error.code == "config_mismatch"
     assert "weight_scale_inv" in error.message
+
+
+def test_a_matrix_that_one_layer_lacks_is_missing_before_anything_is_loaded(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "m")
+    lost = "model.layers.1.self_attn.k_proj.weight"
+    rows = {name: row for name, row in LOADED["llama"]["tensors"].items() if name != lost}
+    write_shard(folder / "model.safetensors", rows)
+    error = refusal(folder)
+    assert getattr(error, "code", "") == "missing_tensor"
+    assert lost in error.message
+
+
+def test_a_link_that_leads_nowhere_is_called_that(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "gone")
+    assert "the link leads nowhere" in (refusal(folder).hint or "")
+
+
+@pytest.mark.parametrize(
+    ("found", "template"),
+    [
+        ("{{ x }}", "{{ x }}"),
+        ([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "d"),
+        ([{"name": "tool_use", "template": "t"}], None),
+        ([{"name": "default", "template": 3}, "default"], None),
+        (None, None),
+    ],
+)
+def test_of_several_templates_the_default_is_taken(
+    tmp_path: Path, found: object, template: str | None
+) -> None:
+    folder = write_checkpoint(tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": found}))
+    assert read_checkpoint(folder).chat_template == template
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    write_shard(tmp_path / "adapter_model.safetensors", {"x": ("F32", (2,))})
+    (tmp_path / "adapter_config.json").write_text("{}")
+    error = refusal(tmp_path)
+    assert getattr(error, "code", "") == "adapter"
+    assert "LoRA" in error.message

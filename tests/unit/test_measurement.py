@@ -1,9 +1,13 @@
 """Planned beside measured: buffers are exact, mapped weights are not."""
 
+from dataclasses import replace
+
 from loadmaster.engine.types import MemoryReport
+from loadmaster.interfaces.cli.render import memory_table
 from loadmaster.plan.types import CPU, BufferSizes, Knobs, Plan, Workload
 from loadmaster.tasks.measurement import compare, excess_by_device
 from loadmaster.units import MIB, Bytes
+from tests.checkpoint_parts import fitting, shape
 from tests.toy import plan_toy, toy_machine, toy_model
 
 
@@ -41,3 +45,18 @@ def test_a_larger_buffer_is_an_excess() -> None:
     assert excess_by_device(compare(plan, report_of(plan, 0), parent_bytes=Bytes(0))) == {}
     rows = compare(plan, report_of(plan, MIB), parent_bytes=Bytes(0))
     assert excess_by_device(rows) == {CPU: MIB}
+
+
+def test_what_torch_drops_after_every_step_is_not_called_measured() -> None:
+    plan = fitting(shape(), "cpu-64g", quantize="nf4")
+    host = plan.device(CPU)
+    row = BufferSizes(
+        device=CPU, model_bytes=host.of("model"), context_bytes=host.of("kv"),
+        compute_bytes=Bytes(0),
+    )  # fmt: skip
+    report = replace(report_of(plan, 0), buffers=(row,))
+    rows = {row.kind: row for row in compare(plan, report, parent_bytes=Bytes(0))}
+    assert rows["compute"].measured_bytes is None
+    assert rows["compute"].planned_bytes == host.of("compute") > 0
+    assert "dropped" in memory_table([rows["compute"]])
+    assert rows["overhead"].measured_bytes == host.of("compute", "overhead")

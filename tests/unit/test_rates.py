@@ -13,7 +13,8 @@ from loadmaster.machine.measurements import (
 )
 from loadmaster.machine.types import Machine
 from loadmaster.plan.curve import Curve, by_fours, gathered, in_tiles, mixed, roofline
-from loadmaster.plan.rates import CPU_COLD_ATTENTION, rates_of
+from loadmaster.plan.kernel_rates import CPU_COLD_ATTENTION
+from loadmaster.plan.rates import rates_of
 from loadmaster.plan.weights import weight_mix
 from loadmaster.units import MIB
 from tests.toy import toy_machine, toy_model
@@ -21,12 +22,8 @@ from tests.toy import toy_machine, toy_model
 NS = 1e-9
 
 
-def _product(
-    quant: str, tokens: int, ns: float, *, layout: Layout = "plain", gathered: bool = False
-) -> ProductTime:
-    return ProductTime(
-        type=quant, layout=layout, gathered=gathered, tokens=tokens, s_per_byte=ns * NS
-    )
+def _product(quant: str, tokens: int, ns: float, *, layout: Layout = "plain") -> ProductTime:
+    return ProductTime(type=quant, layout=layout, gathered=False, tokens=tokens, s_per_byte=ns * NS)
 
 
 def _attention(

@@ -9,8 +9,8 @@ import pytest
 from loadmaster.engine.backends.grammar import Constraint, Grammars, byte_tokenizer
 from loadmaster.engine.types import SCHEMA_FAILED, DoneEvent
 from loadmaster.errors import UsageError
+from loadmaster.tasks.api.generation import ANY_OBJECT
 from loadmaster.tasks.api.openai_fields import Fields
-from loadmaster.tasks.api.openai_requests import ANY_OBJECT
 from loadmaster.tasks.api.tool_requests import read_tools
 from loadmaster.tasks.schema_trial import SchemaTrial
 from loadmaster.tasks.serving.answer import failure_of

@@ -12,7 +12,7 @@ from benchmarks.serving import keeping, kills, leaving
 from benchmarks.serving.client import Seen, ask, chat, verdict
 from benchmarks.serving.tally import GRACE_S, Tally, fake_truth
 from benchmarks.serving.truth import _token_ids
-from loadmaster.engine.backends.fake import ANSWER
+from loadmaster.engine.backends.fake_spec import ANSWER
 
 STEP_S = 0.02
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -13,14 +13,16 @@ from loadmaster.errors import EngineError, LoadmasterError, NotFoundError, Usage
 from loadmaster.interfaces.cli.progress import TerminalProgress
 from loadmaster.interfaces.cli.serve import read_keys
 from loadmaster.interfaces.http.owner import owner_of_port
-from loadmaster.plan.types import CPU
+from loadmaster.plan.types import CPU, Knobs
 from loadmaster.tasks.api.client_configs import configuration
 from loadmaster.tasks.opening import Opened
+from loadmaster.tasks.planning import PlanOptions
 from loadmaster.tasks.serving.answer import WAITING_LIMIT_CHARS, Answer, Mailbox, PartEvent
 from loadmaster.tasks.serving.offers import read_offers, with_contexts
-from loadmaster.tasks.serving.opening import Ledger, close_and_confirm, reduced
-from loadmaster.tasks.serving.types import parse_keep_alive
+from loadmaster.tasks.serving.opening import Ledger, Opener, close_and_confirm, reduced
+from loadmaster.tasks.serving.types import Offer, parse_keep_alive
 from loadmaster.units import MIB, Bytes
+from tests.checkpoint_parts import write_checkpoint
 from tests.cli_parts import GPU, ScriptedEngine, plan, report
 
 
@@ -321,3 +323,14 @@ def test_ids_that_continue_misreads_are_told(model: str, word: str) -> None:
 def test_other_clients_are_told_the_address(client: str) -> None:
     found = configuration(client, url="http://127.0.0.1:8765", model="m")
     assert "http://127.0.0.1:8765/v1" in found.text
+
+
+def test_quantize_is_for_the_models_that_can_be_quantized(tmp_path: Path) -> None:
+    plain = Offer(id="plain", model=str(write_checkpoint(tmp_path / "plain")))
+    gguf = Offer(id="gguf", model="demo")
+    options = PlanOptions(knobs=Knobs(quantize="nf4", double_quant=False))
+    both = Opener(options, 1, offers=[gguf, plain])
+    assert both._options_for(plain) is options
+    assert both._options_for(gguf).knobs == Knobs()
+    alone = Opener(options, 1, offers=[gguf])
+    assert alone._options_for(gguf) is options, "so that it is refused"

@@ -163,6 +163,8 @@ def test_a_shape_has_no_weights_to_run() -> None:
         ("shape:", "no shape ``", "shape:"),
         ("shape:../x", "no shape `../x`", "shape:"),
         ("shape:llama-3-8b@", "has no ", "it has F16"),
+        ("shape:llama-3-8b@nf5", "has no nf5", "nearest: NF4"),
+        ("shape:llama-3-8b@", "has no ", "of safetensors NONE, INT8, FP8, NF4, FP4"),
     ],
 )
 def test_what_is_unknown_is_refused_with_the_nearest(text: str, message: str, hint: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from loadmaster.plan.ledger import with_states
 from loadmaster.plan.types import CPU, DevicePlan, EngineSettings, Knobs, MemoryItem, Plan, Workload
 from loadmaster.tasks.measurement import compare
-from loadmaster.tasks.session import open_session
+from loadmaster.tasks.proving import open_session
 from loadmaster.units import MIB, Bytes
 from tests.cli_parts import Heard, ScriptedEngine, opening, report
 from tests.toy import plan_toy, toy_machine, toy_model

@@ -21,7 +21,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def cached(home: Path, *names: str, ref: str | None = "main") -> Path:
+def cached(home: Path, *names: str) -> Path:
     folder = home / "hf" / "hub" / "models--o--r"
     snapshot = folder / "snapshots" / COMMIT
     (folder / "blobs").mkdir(parents=True)
@@ -30,9 +30,8 @@ def cached(home: Path, *names: str, ref: str | None = "main") -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         (folder / "blobs" / path.name).write_bytes(b"GGUF")
         path.symlink_to(folder / "blobs" / path.name)
-    if ref:
-        (folder / "refs").mkdir()
-        (folder / "refs" / ref).write_text(COMMIT)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
     return snapshot
 
 
@@ -71,8 +70,8 @@ def test_lm_studio(home: Path) -> None:
     assert locate("m-Q4_K_M.gguf") == folder / "m-Q4_K_M.gguf"
 
 
-def ollama(home: Path, digest: str, name: str = "llama3", tag: str = "8b") -> None:
-    manifest = home / "ollama/manifests/registry.ollama.ai/library" / name / tag
+def ollama(home: Path, digest: str) -> None:
+    manifest = home / "ollama/manifests/registry.ollama.ai/library/llama3/8b"
     manifest.parent.mkdir(parents=True, exist_ok=True)
     layers = [
         {"mediaType": "application/vnd.ollama.image.license", "digest": "sha256:" + "c" * 64},

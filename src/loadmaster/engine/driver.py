@@ -65,7 +65,6 @@ FLUSH_S = 0.04  # at 0.02 s the demo model lost 2 % of its decode tok/s, at 0.04
 FLUSH_STREAMS = 32  # so many streams send at that pace
 FLUSH_ITEM_S = 0.5  # of an item of a job, which nobody reads meanwhile
 
-Clock = Callable[[], float]
 Report = Callable[[GenerateEvent], None]
 ReportRefusal = Callable[[str, UsageError], None]
 
@@ -81,7 +80,6 @@ class Driver:
         report: Report,
         refuse: ReportRefusal,
         attention: Callable[[], bool] = lambda: False,
-        clock: Clock = time.monotonic,
     ) -> None:
         """`attention` says that the caller has something else to do than to step."""
         self.n_ubatch = limits.n_ubatch
@@ -92,7 +90,6 @@ class Driver:
         self._report = report
         self._refuse = refuse
         self._attention = attention
-        self._clock = clock
         self._streams: dict[str, Stream] = {}
         self._by_seq: dict[int, Stream] = {}
         self._sequences = Sequences(backend)
@@ -229,7 +226,7 @@ class Driver:
             remove = self._backend.remove
             lost = [part.seq_id for part in work if not remove(part.seq_id, part.position)]
             return StepCut(lost=lost)
-        now = self._clock()
+        now = time.monotonic()
         if result.accepted:
             return self._checked_step(work, result, now)
         stopped = [seq_id for seq_id in result.tokens if self._feed_one(seq_id, result, now)]
@@ -266,7 +263,7 @@ class Driver:
 
     def _decode_run(self, step: Step) -> Event:
         (first,) = step.work
-        clock, attention = self._clock, self._attention
+        clock, attention = time.monotonic, self._attention
         deadline = clock() + FLUSH_S
         result = self._backend.decode_run(
             first,
@@ -324,7 +321,7 @@ class Driver:
         events: list[Event] = [event]
         active = False
         while events:
-            actions = self._scheduler.on_event(events.pop(0), self._clock())
+            actions = self._scheduler.on_event(events.pop(0), time.monotonic())
             active = active or bool(actions)
             for action in actions:
                 answer = self._do(action)
@@ -391,7 +388,7 @@ class Driver:
             del self._by_seq[action.seq_id]
         if stream.sampler is not None:
             self._backend.end_sequence(stream.sampler)
-        for event in stream.finish(action, self._clock()):
+        for event in stream.finish(action, time.monotonic()):
             if event is not None:
                 self._report(event)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from loadmaster.machine.parse_gpu import bus_id, visible_devices
 from loadmaster.units import KIB, Bytes
 
 
@@ -78,30 +79,24 @@ class GpuMeter:
 
 
 def _handles(visible: str | None) -> dict[str, object]:
+    """Cards by the engine's names for them: in PCI bus order, as the worker's CUDA counts them."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        count = pynvml.nvmlDeviceGetCount()
-        order = _visible_order(visible, count)
-        return {
-            f"gpu:{position}": pynvml.nvmlDeviceGetHandleByIndex(index)
-            for position, index in enumerate(order)
-        }
+        cards = [
+            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
+        ]
+        cards.sort(key=lambda card: bus_id(_text(pynvml.nvmlDeviceGetPciInfo(card).busId)))
+        uuids = [_text(pynvml.nvmlDeviceGetUUID(card)) for card in cards]
     except Exception:  # no driver, another driver, an old one: each has an error of its own
         return {}
+    shown = visible_devices(visible, uuids)
+    return {f"gpu:{position}": cards[index] for position, index in enumerate(shown)}
 
 
-def _visible_order(visible: str | None, count: int) -> list[int]:
-    """Indexes in the engine's order. An entry that is no index (a UUID, a MIG) hides the rest."""
-    if visible is None:
-        return list(range(count))
-    order = []
-    for entry in visible.split(","):
-        if not entry.strip().isdigit() or int(entry) >= count:
-            break
-        order.append(int(entry))
-    return order
+def _text(answer: str | bytes) -> str:
+    return answer.decode() if isinstance(answer, bytes) else answer
 
 
 def _used_by(pid: int, handle: object) -> Bytes | None:

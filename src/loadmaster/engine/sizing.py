@@ -7,7 +7,6 @@ allocating. It is a child because enumerating CUDA devices would make a context 
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from loadmaster.engine.process import Engine
@@ -46,12 +45,7 @@ class Sizer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def sizes(

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PROTOCOL = 1
 MAX_JSON_BYTES = 64 << 20  # a prompt of a million tokens is 8 MB
 MAX_PAYLOAD_BYTES = (1 << 32) - 1  # the state of a long sequence is gigabytes
 _HEADER = struct.Struct("<II")
@@ -52,12 +51,8 @@ def encode(body: dict[str, Any], payload: bytes = b"") -> bytes:
 class Decoder:
     """Frames out of a byte stream, however it is cut."""
 
-    def __init__(
-        self, *, max_json_bytes: int = MAX_JSON_BYTES, max_payload_bytes: int = MAX_PAYLOAD_BYTES
-    ) -> None:
+    def __init__(self) -> None:
         self._buffer = bytearray()
-        self._max_json_bytes = max_json_bytes
-        self._max_payload_bytes = max_payload_bytes
 
     def feed(self, chunk: bytes) -> Iterator[Frame]:
         """Add bytes; yield the frames that are complete.
@@ -68,7 +63,7 @@ class Decoder:
         self._buffer += chunk
         while len(self._buffer) >= _HEADER.size:
             n_json, n_payload = _HEADER.unpack_from(self._buffer)
-            if n_json > self._max_json_bytes or n_payload > self._max_payload_bytes:
+            if n_json > MAX_JSON_BYTES or n_payload > MAX_PAYLOAD_BYTES:
                 raise WireError(f"a frame of {n_json} + {n_payload} bytes is over the limit")
             end = _HEADER.size + n_json + n_payload
             if len(self._buffer) < end:
@@ -92,9 +87,9 @@ def _parse(text: bytes) -> dict[str, Any]:
 class Channel:
     """One end of the connection. Sending is safe from any thread, receiving from one."""
 
-    def __init__(self, connection: socket.socket, decoder: Decoder | None = None) -> None:
+    def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        self._decoder = decoder or Decoder()
+        self._decoder = Decoder()
         self._sending = threading.Lock()
 
     def fileno(self) -> int:

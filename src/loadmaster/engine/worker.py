@@ -26,7 +26,9 @@ from loadmaster.engine.backends import open_backend
 from loadmaster.engine.confine import cap_data, confine_worker
 from loadmaster.engine.drafts import step_costs
 from loadmaster.engine.driver import Driver
+from loadmaster.engine.limits import limits_of
 from loadmaster.engine.meter import process_memory
+from loadmaster.engine.pulse import Pulse
 from loadmaster.engine.remote_errors import error_json
 from loadmaster.engine.step_timing import time_steps
 from loadmaster.engine.timing import TimeSteps, question_from_json
@@ -45,16 +47,12 @@ from loadmaster.engine.wire import Channel, Frame
 from loadmaster.errors import EngineError, LoadmasterError, ModelChangedError
 from loadmaster.machine.types import Confinement
 from loadmaster.model.stamp import check_unchanged
-from loadmaster.plan.types import DRAFT_STEP_TOKENS, AnySettings, EngineSettings
-from loadmaster.scheduler.types import Limits
+from loadmaster.plan.types import AnySettings
 from loadmaster.schema import from_json, to_json
 from loadmaster.units import Bytes
 
-BEAT_S = 0.5
-_SAMPLE_S = 0.1  # the memory meter
 _PROGRESS_S = 0.05
 _FLUSH_S = 1.0  # without a request: a job has ended
-_STATE_BYTES = 1 << 30  # for the states of preempted requests where nobody caps the RAM
 _EVENT_KINDS = {TextEvent: "text", PrefillEvent: "prefill", DoneEvent: "done"}
 FATAL_STATUS = 70
 # Calls that need nothing of a step: a prompt becomes tokens while others are decoded. One after a
@@ -62,37 +60,6 @@ FATAL_STATUS = 70
 _BESIDE_STEPS = frozenset({"tokenize", "tokenize_many"})
 # Calls that compute as a step does: after an engine error in one the context cannot be trusted.
 _STEPPING = frozenset({"embed"})
-
-
-class _Pulse:
-    """The thread that beats and measures while the main thread is in native code."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._doing = ("starting", time.monotonic())
-        self.peak_bytes = Bytes(0)
-        threading.Thread(target=self._run, daemon=True, name="pulse").start()
-
-    def doing(self, what: str) -> None:
-        """Note what the main thread begins now."""
-        self._doing = (what, time.monotonic())
-
-    def sample(self) -> None:
-        self.peak_bytes = max(self.peak_bytes, process_memory().own_bytes)
-
-    def _run(self) -> None:
-        next_beat = 0.0
-        try:
-            while True:
-                now = time.monotonic()
-                if now >= next_beat:
-                    what, since = self._doing
-                    self._channel.send({"kind": "beat", "doing": what, "age_s": now - since})
-                    next_beat = now + BEAT_S
-                self.sample()
-                time.sleep(_SAMPLE_S)
-        except OSError:
-            os._exit(0)
 
 
 class Worker:
@@ -106,7 +73,7 @@ class Worker:
         self._driver: Driver | None = None
         self._ram_cap_bytes: Bytes | None = None  # of which the states of requests get a part
         self._events: list[dict[str, Any]] = []  # of the step that runs
-        self._pulse = _Pulse(channel)
+        self._pulse = Pulse(channel)
         self._calls = {
             "devices": self._devices,
             "size": self._size,
@@ -254,23 +221,7 @@ class Worker:
         if request.model_stamp:
             _check_after_load(files, request.model_stamp)
         capabilities = self._opened.capabilities()
-        limits = Limits(
-            n_ctx=loaded.n_ctx,
-            n_ctx_seq=loaded.n_ctx_seq,
-            n_seq_max=capabilities.n_seq_max,
-            n_batch=request.settings.n_batch,
-            n_ubatch=min(request.settings.n_ubatch, request.settings.n_batch),
-            partial_removal=capabilities.partial_removal,
-            n_seq_ids=capabilities.n_seq_ids,
-            shared_prefix=capabilities.shared_prefix,
-            shared_at_end=capabilities.shared_at_end,
-            partial_state=capabilities.partial_state,
-            state_bytes=_state_room(request) if capabilities.state_save else 0,
-            answers_beside=_answers_beside(request.settings),
-            n_draft=request.settings.n_draft if capabilities.drafts else 0,
-            n_draft_step=_draft_step(request.settings),
-            draft_model=draft is not None,
-        )
+        limits = limits_of(request, loaded, capabilities)
         self._ram_cap_bytes = request.ram_cap_bytes if request.state_bytes is None else None
         self._driver = Driver(
             self._opened,
@@ -374,28 +325,6 @@ class Worker:
 any_settings: Any = AnySettings
 list_of_tokens: Any = tuple[int, ...]
 lists_of_tokens: Any = tuple[tuple[int, ...], ...]
-
-
-def _draft_step(settings: AnySettings) -> int:
-    """Tokens of a step with drafts: of one pass, and not more than it may have outputs."""
-    n_tokens = min(DRAFT_STEP_TOKENS, settings.n_ubatch, settings.n_batch)
-    outputs = settings.n_outputs_max if isinstance(settings, EngineSettings) else n_tokens
-    return min(n_tokens, outputs)
-
-
-def _state_room(request: LoadRequest) -> int:
-    """Host RAM for the states of preempted requests. Under a cap nobody can say before the peak
-    is committed."""
-    if request.state_bytes is not None:
-        return request.state_bytes
-    return _STATE_BYTES if request.ram_cap_bytes is None else 0
-
-
-def _answers_beside(settings: AnySettings) -> int:
-    """On a GPU answers go along with a prompt for next to nothing; the CPU's kernels take four
-    tokens at a time, and each costs what one of the prompt costs."""
-    on_cpu = isinstance(settings, EngineSettings) and settings.n_gpu_layers == 0
-    return 4 if on_cpu else 0
 
 
 def _check_after_load(files: list[Path], stamp: str) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,17 @@ _PENDING, _DONE, _FAILED = (STATE_CODES[name] for name in ("pending", "done", "f
 _PAGE = 256
 _BLOCKS = 16
 
-Clock = Callable[[], float]
-
 
 class JobStore:
     """One job's database. One process writes items and results: the one with the job's lock."""
 
-    def __init__(self, folder: Path, *, read_only: bool = False, wall_s: Clock = time.time) -> None:
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         """Open the job in `folder`.
 
         Raises:
             NotFoundError, DamagedFileError, JobStoreError: it cannot be opened.
         """
         self.folder = folder
-        self._wall_s = wall_s
         self._db = database.connect(folder, read_only=read_only)
 
     def close(self) -> None:
@@ -95,7 +92,7 @@ class JobStore:
             self._db.execute(
                 "UPDATE job SET state='running', reason=NULL, started_s=?1, ended_s=NULL,"
                 " cancel_asked=CASE cancel_asked WHEN ?2 THEN ?2 ELSE 0 END",
-                (self._wall_s(), os.getpid()),
+                (time.time(), os.getpid()),
             )
         return self.job()
 
@@ -104,7 +101,7 @@ class JobStore:
         with self._transaction():
             self._db.execute(
                 "UPDATE job SET state=?, reason=?, ended_s=?, run_s=run_s+?, cancel_asked=0",
-                (state, reason, self._wall_s(), run_s),
+                (state, reason, time.time(), run_s),
             )
 
     def ask_to_cancel(self, pid: int) -> None:
@@ -132,8 +129,9 @@ class JobStore:
 
     # -- items
 
-    def pending(self, after_rank: int = 0) -> Iterator[Item]:
-        """Items without a result, in their order, from a rank on; one body in memory at a time."""
+    def pending(self) -> Iterator[Item]:
+        """Items without a result, in their order; one body in memory at a time."""
+        after_rank = 0
         while page := self._page(after_rank):
             yield from map(self._item, page)
             after_rank = page[-1][-1]

@@ -133,15 +133,6 @@ def _known(table: Sequence[tuple[str, tuple[str, ...]]], flags: Iterable[str]) -
     return tuple(name for name, needs in table if present.issuperset(needs))
 
 
-def cpu_list(text: str) -> tuple[int, ...]:
-    """`0-3,8` as numbers: the kernel's spelling of a set of CPUs."""
-    numbers: list[int] = []
-    for part in filter(None, text.strip().split(",")):
-        first, _, last = part.partition("-")
-        numbers.extend(range(int(first), int(last or first) + 1))
-    return tuple(numbers)
-
-
 def mlock_limit(limit: int | None, status: str | None) -> Bytes | None:
     """The bytes a process may lock; None when unlimited, as CAP_IPC_LOCK makes it."""
     capabilities = int(key_values(status or "").get("CapEff", "0"), 16)

@@ -60,6 +60,8 @@ class Stored:
     bits: int = 8  # of a weight
     # Of matrices with scales of their own: elements that share one, where the shapes do not tell.
     block: tuple[int, int] | None = None
+    zeros_less_one: bool = False  # of GPTQ: what stands for zero is stored less one
+    act_order: bool = False  # of GPTQ: columns share scales in another order than they are in
     runs: bool = True  # whether the engine has products for it; planned it is in any case
 
 
@@ -94,6 +96,7 @@ class CheckpointSpec:
     tensors: tuple[CheckpointTensor, ...]
     chat_template: str | None = None
     pooling: Pooling | None = None  # how its vectors are made; None for a model that writes text
+    writes_text: bool = True  # False: saved without an output, which makes logits of vectors
     dense_after_pooling: bool = False  # its vectors go through a matrix of their own
     remote: bool = False  # headers only: nothing to load
     skipped: Mapping[str, Bytes] = field(default_factory=dict)  # in the files and not loaded

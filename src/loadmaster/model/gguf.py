@@ -93,7 +93,6 @@ class Header:
     tensor_offsets: Mapping[str, int]  # where each tensor's entry begins in the header
     alignment: int
     data_offset: int
-    file_size: int
     bytes_read: int
 
 
@@ -127,7 +126,6 @@ def parse_header(read_at: ReadAt, size: int, label: str) -> Header:
         tensor_offsets=offsets,
         alignment=alignment,
         data_offset=data_offset,
-        file_size=size,
         bytes_read=cursor.bytes_read,
     )
 

@@ -114,7 +114,7 @@ def _object(raw: bytes, label: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise damaged("bad_config", label, "the file", "no JSON", "one object") from None
     if not isinstance(value, dict):
-        raise damaged("bad_config", label, "the file", type(value).__name__, "one object")
+        raise damaged("bad_config", label, "the file", "no object", "one object")
     return value
 
 
@@ -142,12 +142,18 @@ def _check_kind(config: Mapping[str, Any], label: str) -> None:
             f"{label} is of a model with images or sound: what they take is not planned yet",
             hint="take a text-only checkpoint of it, or a GGUF: without its projector it is text",
         )
-    if "block_configs" in config or config.get("pruned_heads"):
+    if "block_configs" in config or config.get("pruned_heads") or _differ(config):
         raise refused(
             "pruned",
             f"{label} is of a pruned checkpoint, whose layers differ from one another",
             hint="take the model it was pruned from, quantized: `--quantize nf4`",
         )
+
+
+def _differ(config: Mapping[str, Any]) -> bool:
+    """Whether a width is given for each layer."""
+    widths = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
+    return any(isinstance(config.get(width), list) for width in widths)
 
 
 def _unknown_family(architecture: str, label: str) -> DamagedFileError:

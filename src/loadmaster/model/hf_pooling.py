@@ -15,7 +15,8 @@ from loadmaster.model.types import Pooling
 
 MODULES = "modules.json"
 POOLING = "1_Pooling/config.json"
-_MAX_BYTES = 1 << 16
+MAX_POOLING_BYTES = 1 << 16
+UNNAMED: Pooling = "mean"  # of a model that makes vectors alone and does not say how
 _MODES: tuple[tuple[str, Pooling], ...] = (
     ("pooling_mode_mean_tokens", "mean"),
     ("pooling_mode_lasttoken", "last"),
@@ -82,7 +83,7 @@ def _unknown(what: str) -> DamagedFileError:
 def _read(path: Path) -> Any:
     """A JSON value; None where there is none that can be read."""
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        if path.stat().st_size > MAX_POOLING_BYTES:
             return None
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

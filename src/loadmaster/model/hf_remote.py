@@ -16,7 +16,7 @@ from pathlib import Path
 from loadmaster.errors import DamagedFileError, NotFoundError
 from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.model.hf_config import CONFIG, MAX_CONFIG_BYTES
-from loadmaster.model.hf_pooling import MODULES, POOLING
+from loadmaster.model.hf_pooling import MAX_POOLING_BYTES, MODULES, POOLING
 from loadmaster.model.hf_source import (
     INDEX,
     MAX_INDEX_BYTES,
@@ -98,6 +98,9 @@ def _fetch(http: Http, remote: RemoteCheckpoint, folder: Path) -> int:
         for name in (TEMPLATE, TOKENIZER_CONFIG):
             if name in remote.urls and not (work / TEMPLATE).exists():
                 n_bytes += _fetch_whole(http, remote, name, work, _MAX_TEMPLATE_BYTES)
+        for name in (MODULES, POOLING):
+            if name in remote.urls:
+                n_bytes += _fetch_whole(http, remote, name, work, MAX_POOLING_BYTES)
         n_bytes += _fetch_shards(http, remote, counts, work)
         for name in remote.urls:
             if name.endswith(".py"):
@@ -117,6 +120,7 @@ def _fetch_whole(http: Http, remote: RemoteCheckpoint, name: str, folder: Path, 
                 f"`{name}` has {file.size_bytes} bytes, allowed are {limit}",
                 code="header_too_large",
             )
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(file.read_at(0, file.size_bytes))
         return file.bytes_read
     finally:

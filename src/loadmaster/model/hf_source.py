@@ -12,7 +12,7 @@ from loadmaster.errors import DamagedFileError, NotFoundError
 from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.model.damage import damaged, quoted, refused
 from loadmaster.model.hf_config import CONFIG, MAX_CONFIG_BYTES, Dimensions, parse_config
-from loadmaster.model.hf_pooling import TEXT, Vectors, read_pooling
+from loadmaster.model.hf_pooling import TEXT, UNNAMED, Vectors, read_pooling
 from loadmaster.model.hf_tensors import checkpoint_tensors, is_statistic
 from loadmaster.model.reference import is_safe_file_path
 from loadmaster.model.safetensors import ShardHeader, parse_header, pickled
@@ -98,6 +98,8 @@ def spec_of(dims: Dimensions, shards: Sequence[ShardHeader], origin: Origin) -> 
         DamagedFileError: they contradict each other.
     """
     tensors, skipped = checkpoint_tensors(shards, dims, CONFIG)
+    has_output = any(tensor.role == "output" for tensor in tensors)
+    writes_text = has_output or dims.tied
     return CheckpointSpec(
         folder=origin.folder,
         files=origin.files,
@@ -119,7 +121,7 @@ def spec_of(dims: Dimensions, shards: Sequence[ShardHeader], origin: Origin) -> 
         n_expert_used=dims.n_expert_used,
         n_ff_expert=dims.n_ff_expert,
         n_swa=dims.window if any(dims.slides) else 0,
-        tied_output=dims.tied and not any(tensor.role == "output" for tensor in tensors),
+        tied_output=dims.tied and not has_output,
         rope_width=dims.rope_width,
         n_rope=dims.family.n_rope,
         embed_scale=dims.family.embed_scale,
@@ -127,7 +129,8 @@ def spec_of(dims: Dimensions, shards: Sequence[ShardHeader], origin: Origin) -> 
         layers=dims.layers,
         tensors=tensors,
         chat_template=origin.chat_template,
-        pooling=origin.vectors.pooling,
+        pooling=origin.vectors.pooling or (None if writes_text else UNNAMED),
+        writes_text=writes_text,
         dense_after_pooling=origin.vectors.dense,
         skipped=skipped,
     )
@@ -173,6 +176,12 @@ def _check_weights(folder: Path, names: frozenset[str]) -> None:
         raise NotFoundError(
             f"no safetensors in `{folder}`",
             hint="give a folder with config.json and model.safetensors, or a GGUF file",
+        )
+    if CONFIG not in names and "adapter_config.json" in names:
+        raise refused(
+            "adapter",
+            f"`{folder.name}` is a LoRA adapter, not a model",
+            hint="merge it into the model it was made for; `--lora` adds one to a GGUF",
         )
     if CONFIG not in names:
         raise NotFoundError(
@@ -294,7 +303,14 @@ def _template(folder: Path, names: frozenset[str]) -> str | None:
         if TOKENIZER_CONFIG in names:
             document = json.loads(_read(folder / TOKENIZER_CONFIG, _MAX_TEMPLATE_BYTES))
             found = document.get("chat_template") if isinstance(document, dict) else None
-            return found if isinstance(found, str) else None
+            return found if isinstance(found, str) else _default_template(found)
     except (ValueError, RecursionError, DamagedFileError):
         return None
     return None
+
+
+def _default_template(found: object) -> str | None:
+    """Of several by name the one that transformers takes where none is asked for."""
+    named = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    texts = (one.get("template") for one in named if one.get("name") == "default")
+    return next((text for text in texts if isinstance(text, str)), None)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from loadmaster.model.checkpoint import Method, Stored
@@ -13,6 +14,8 @@ _WRITTEN_OUT = {
     "float-quantized": ("FP8",), "int-quantized": ("INT8",), "naive-quantized": ("FP8", "INT8"),
     "pack-quantized": ("INT4", "INT8"),
 }  # fmt: skip
+_GPTQ_BITS = (2, 4, 8)  # of these a word holds a whole number
+_GROUP_SIZE = 128  # of GPTQ and AWQ, where nothing is said
 
 
 def stored_of(config: Mapping[str, Any], label: str) -> Stored | None:
@@ -101,16 +104,49 @@ def _compressed_kind(group: object, label: str) -> tuple[int, str, tuple[int, in
     return bits, name, _block(weights.get("block_structure"), "block_structure", label)
 
 
-def _named(method: Method, name: str) -> "_Reader":
-    """Of products that another library would have to bring."""
+def _gptq(found: Mapping[str, Any], label: str) -> Stored:
+    """Version 1 stores what stands for zero less one; `gptqmodel` writes version 2 as well."""
+    version = str(found.get("checkpoint_format") or found.get("format") or "gptq").lower()
+    rules = found.get("dynamic") or {}  # for single modules; `-:` leaves them unquantized
+    plain = isinstance(rules, dict) and all(str(name).startswith("-:") for name in rules)
+    return replace(
+        _packed("gptq", "GPTQ", found, label),
+        runs=found.get("bits") in _GPTQ_BITS
+        and version in ("gptq", "gptq_v2")
+        and str(found.get("pack_dtype") or "int32") == "int32"
+        and not any(found.get(name) for name in ("is_marlin_format", "rotation", "activation"))
+        and plain,
+        zeros_less_one=version != "gptq_v2",
+        act_order=found.get("desc_act") is True,
+    )
 
-    def stored(found: Mapping[str, Any], label: str) -> Stored:
-        bits = found.get("bits")
-        if type(bits) is not int or not 1 <= bits <= 8:
-            return Stored(method=method, label=name, bits=4, runs=False)
-        return Stored(method=method, label=f"{name} {bits}-bit", bits=bits, runs=False)
 
-    return stored
+def _awq(found: Mapping[str, Any], label: str) -> Stored:
+    """`gemm` is how nearly all are packed; `gemv` and others are for single kernels."""
+    version = str(found.get("version") or found.get("format") or "gemm").lower()
+    names = {"bits": found.get("w_bit"), "group_size": found.get("q_group_size")}
+    found = {name: value for name, value in names.items() if value is not None} | dict(found)
+    return replace(
+        _packed("awq", "AWQ", found, label),
+        runs=found.get("bits") == 4 and version == "gemm" and found.get("zero_point") is not False,
+    )
+
+
+def _packed(method: Method, name: str, found: Mapping[str, Any], label: str) -> Stored:
+    """Small integers in words of 32 bits; a group size of -1 is a whole row."""
+    if found.get("lm_head") is True:
+        raise refused(
+            "unknown_quantization",
+            f"{label}: checkpoints whose output (`lm_head`) is packed are not planned",
+            hint="take the unquantized checkpoint and `--quantize nf4`, or a GGUF of it",
+        )
+    bits, size = found.get("bits"), found.get("group_size", _GROUP_SIZE)
+    if type(size) is not int or not (size == -1 or 0 < size < 1 << 16):
+        raise damaged("bad_config", label, "group_size", quoted(str(size)), "-1 or 1–65535")
+    block = (1, size) if size > 0 else None
+    if type(bits) is not int or not 1 <= bits <= 8:
+        return Stored(method=method, label=name, bits=4, block=block)
+    return Stored(method=method, label=f"{name} {bits}-bit", bits=bits, block=block)
 
 
 def _unknown_method(found: Mapping[str, Any], label: str) -> Stored:
@@ -126,8 +162,8 @@ _Reader = Callable[[Mapping[str, Any], str], Stored]
 _METHODS: Mapping[str, _Reader] = {
     "bitsandbytes": _bitsandbytes,
     "fp8": _fp8,
-    "gptq": _named("gptq", "GPTQ"),
-    "awq": _named("awq", "AWQ"),
+    "gptq": _gptq,
+    "awq": _awq,
     "compressed-tensors": _compressed,
     "fbgemm_fp8": _fbgemm,
 }

@@ -7,6 +7,7 @@ from loadmaster.errors import DamagedFileError
 from loadmaster.model.checkpoint import CheckpointTensor, Role
 from loadmaster.model.damage import damaged, refused
 from loadmaster.model.hf_config import Dimensions
+from loadmaster.model.hf_packed import check_packed
 from loadmaster.model.safetensors import ShardHeader, StoredTensor
 from loadmaster.units import Bytes
 
@@ -47,7 +48,9 @@ def checkpoint_tensors(
                     "duplicate_tensor", shard.label, "a tensor's name", tensor.name, "one of each"
                 )
             found[tensor.name] = (tensor, number)
-    prefix = "" if EMBEDDING in found or "embed_tokens.weight" not in found else "model."
+    # Saved without its output, as `AutoModel` has it: without the prefix, too.
+    is_base = EMBEDDING not in found and "embed_tokens.weight" in found
+    prefix = "model." if is_base else ""
     skipped: dict[str, Bytes] = {}
     tensors = []
     for name, (tensor, number) in found.items():
@@ -56,7 +59,7 @@ def checkpoint_tensors(
             skipped[full] = tensor.size_bytes
         else:
             tensors.append(_tensor(full, tensor, number, dims))
-    _check(tensors, dims, label)
+    _check(tensors, dims, label, is_base=is_base)
     return tuple(tensors), skipped
 
 
@@ -98,9 +101,11 @@ def is_statistic(name: str) -> bool:
 # ---- does the config agree
 
 
-def _check(tensors: Sequence[CheckpointTensor], dims: Dimensions, label: str) -> None:
+def _check(
+    tensors: Sequence[CheckpointTensor], dims: Dimensions, label: str, *, is_base: bool
+) -> None:
     by_name = {tensor.name: tensor for tensor in tensors}
-    needed = [EMBEDDING, *([] if dims.tied else [OUTPUT])]
+    needed = [EMBEDDING, *([] if dims.tied or is_base else [OUTPUT])]
     for name in needed:
         if name not in by_name:
             raise _missing(name, label)
@@ -114,6 +119,8 @@ def _check(tensors: Sequence[CheckpointTensor], dims: Dimensions, label: str) ->
         raise _contradiction("num_hidden_layers", dims.n_layer, f"{max(seen) + 1} layers", label)
     _check_layers(by_name, dims, label)
     _check_quantized(tensors, dims, label)
+    if dims.stored is not None:
+        check_packed(tensors, dims.stored, label)
 
 
 def _check_quantized(tensors: Sequence[CheckpointTensor], dims: Dimensions, label: str) -> None:
@@ -150,6 +157,11 @@ def _check_layers(by_name: Mapping[str, CheckpointTensor], dims: Dimensions, lab
     for index in range(dims.n_layer):
         for part, shape in expected.items():
             _check_shape(by_name, f"model.layers.{index}.{part}.weight", shape, label)
+    modules = {tensor.module for tensor in by_name.values() if tensor.name.endswith(_MATRICES)}
+    for part in expected:
+        without = [i for i in range(dims.n_layer) if f"model.layers.{i}.{part}" not in modules]
+        if 0 < len(without) < dims.n_layer:
+            raise _missing(f"model.layers.{without[0]}.{part}.weight", label)
 
 
 def _check_shape(

@@ -152,13 +152,11 @@ class Http:
         token: Token | None = None,
         *,
         patience: Patience | None = None,
-        wait: Callable[[float], object] = time.sleep,
     ) -> None:
         import httpx2
 
         self.patience = patience or Patience()
         self._token = token
-        self._wait = wait
         self._client = httpx2.Client(
             follow_redirects=False,
             timeout=httpx2.Timeout(self.patience.window_s, connect=self.patience.connect_s),
@@ -253,7 +251,7 @@ class Http:
             try:
                 return call()
             except TransientError as error:
-                self._wait(wait_before(error, attempt, self.patience))
+                time.sleep(wait_before(error, attempt, self.patience))
         return call()
 
     def json(self, url: str) -> tuple[Any, Mapping[str, str]]:

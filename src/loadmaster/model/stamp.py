@@ -19,7 +19,10 @@ def file_stamp(path: Path) -> FileStamp:
     try:
         status = path.stat()
     except OSError as error:
-        raise NotFoundError(f"cannot read `{path}`: {error.strerror}") from None
+        lost = "the link leads nowhere: " if path.is_symlink() else ""
+        raise NotFoundError(
+            f"cannot read `{path}`: {error.strerror}", hint=f"{lost}download the model again"
+        ) from None
     return FileStamp(
         path=path,
         size_bytes=Bytes(status.st_size),
@@ -64,7 +67,9 @@ def check_unchanged(paths: Iterable[Path], planned: str) -> None:
     except NotFoundError as error:
         raise ModelChangedError(error.message, hint="plan the model again") from None
     if found != planned:
+        name = paths[0].name if len(paths) == 1 else paths[0].parent.name
+        what = f"`{name}`" if len(paths) == 1 else f"one of the {len(paths)} files in `{name}`"
         raise ModelChangedError(
-            f"`{paths[0].name}` changed on disk after it was planned",
+            f"{what} changed on disk after it was planned",
             hint="plan it again: the numbers of the old plan do not hold for the new file",
         )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from loadmaster.plan.hf_weights import COMPUTE_BYTES
 from loadmaster.plan.quality import Quality
 from loadmaster.plan.types import CPU, DoesNotFit, Plan
 from loadmaster.units import Bytes
@@ -112,7 +113,7 @@ def shown(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     exact = {
         (one.reference, one.quantization): one
         for one in candidates
-        if one.type_k == "f16" and one.decode_tok_s is not None
+        if one.type_k in COMPUTE_BYTES and one.decode_tok_s is not None
     }
 
     def adds(one: Candidate) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from loadmaster.errors import UsageError
 from loadmaster.machine.types import Gpu, Machine
 from loadmaster.model.checkpoint import CheckpointSpec
+from loadmaster.plan.checks import check_gpus, check_n_ctx
 from loadmaster.plan.hf_attention import has_flash
 from loadmaster.plan.hf_caches import CACHE_TYPES
 from loadmaster.plan.hf_weights import BLOCK
@@ -13,6 +14,7 @@ from loadmaster.plan.types import Knobs, Workload
 # GPUs that torch and bitsandbytes drive.
 BACKENDS = ("cuda", "rocm")
 FP8_FROM = (8, 9)  # compute capability: Ada, Hopper
+BITSANDBYTES_FROM = (6, 0)  # of bitsandbytes 0.50.2, by its own table of devices
 
 
 def check_request(
@@ -29,18 +31,15 @@ def check_request(
     """
     _check_devices(machine, gpus)
     _check_knobs(knobs)
+    check_gpus(knobs, machine)
+    _check_split(model, knobs)
     _check_quantize(model, knobs, gpus)
+    _check_kernels(model, knobs, gpus)
     _check_blocks(model, knobs, gpus)
     _check_cache(knobs)
     _check_attention(model, knobs, gpus)
     _check_pooling(model, knobs)
-    if workload.n_ctx is not None and workload.n_ctx > model.n_ctx_train > 0:
-        raise UsageError(
-            f"n_ctx {workload.n_ctx} is beyond the {model.n_ctx_train} tokens that `{model.name}` "
-            "was trained for",
-            hint=f"`--ctx {model.n_ctx_train}` is the most it takes",
-            numbers={"n_ctx": workload.n_ctx, "n_ctx_train": model.n_ctx_train},
-        )
+    check_n_ctx(model, workload)
 
 
 def fp8_gpus(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
@@ -86,6 +85,29 @@ def _llamacpp_only(knobs: Knobs) -> Iterator[tuple[str, bool]]:
     yield "--lora", bool(knobs.adapters)
 
 
+def _check_split(model: CheckpointSpec, knobs: Knobs) -> None:
+    """`-ts` names the layers of every GPU: those that it leaves out would be the CPU's, unasked."""
+    split = knobs.layers_per_device
+    if split is None:
+        return
+    text = f"`-ts {','.join(map(str, split))}`"
+    asked = model.n_layer if knobs.n_gpu_layers is None else knobs.n_gpu_layers
+    asked, named = min(asked, model.n_layer), sum(split)
+    if named == asked:
+        return
+    of = f"the {asked} layers of `{model.name}`"
+    if knobs.n_gpu_layers is not None:
+        raise UsageError(
+            f"{text} places {named} layers, and `-ngl {asked}` asks for {asked}",
+            hint=f"numbers of `-ts` are layers, and their sum is that of `-ngl`: {asked}",
+        )
+    less = f", or add `-ngl {named}` to keep {asked - named} on the CPU" if named < asked else ""
+    raise UsageError(
+        f"{text} places {named} of {of}",
+        hint=f"numbers of `-ts` are layers: let their sum be {asked}{less}",
+    )
+
+
 def _check_quantize(model: CheckpointSpec, knobs: Knobs, gpus: Sequence[Gpu]) -> None:
     stored = model.stored
     if stored is None:
@@ -107,6 +129,38 @@ def _check_quantize(model: CheckpointSpec, knobs: Knobs, gpus: Sequence[Gpu]) ->
             "CPU to a GPU",
             hint="leave `-ngl` out, or take a GGUF of it",
         )
+
+
+def _check_kernels(model: CheckpointSpec, knobs: Knobs, gpus: Sequence[Gpu]) -> None:
+    stored = model.stored
+    method = knobs.quantize if stored is None else stored.method
+    if method not in ("nf4", "fp4", "int8", "bnb4", "bnb8") or knobs.n_gpu_layers == 0:
+        return
+    older = too_old(gpus)
+    if older:
+        major, minor = older[0].compute_capability or (0, 0)
+        label = method.upper() if stored is None else stored.label
+        raise UsageError(
+            f"{label} is bitsandbytes', which needs compute capability 6.0, and {older[0].name} "
+            f"({older[0].id}) has {major}.{minor}",
+            hint=f"a GGUF of the model runs there{_without(older, gpus)}",
+        )
+
+
+def too_old(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """Those that bitsandbytes has no kernels for; of one that does not say its level it may."""
+    return tuple(
+        gpu
+        for gpu in gpus
+        if gpu.compute_capability is not None and gpu.compute_capability < BITSANDBYTES_FROM
+    )
+
+
+def _without(older: Sequence[Gpu], gpus: Sequence[Gpu]) -> str:
+    """The flag that names the other GPUs alone; what `--vram` does not name has no budget."""
+    kept = [gpu.id.removeprefix("gpu:") for gpu in gpus if gpu not in older]
+    names = ",".join(f"{number}=100%" for number in kept)
+    return f"; `--vram {names}` leaves it out" if kept else ""
 
 
 def _check_blocks(model: CheckpointSpec, knobs: Knobs, gpus: Sequence[Gpu]) -> None:
@@ -168,6 +222,11 @@ def _check_attention(model: CheckpointSpec, knobs: Knobs, gpus: Sequence[Gpu]) -
 
 
 def _check_pooling(model: CheckpointSpec, knobs: Knobs) -> None:
+    if knobs.pooling is None and not model.writes_text:
+        raise UsageError(
+            f"`{model.name}` writes no text: it was saved without `lm_head`, for vectors alone",
+            hint="`loadmaster serve` gives them at `/v1/embeddings`",
+        )
     if knobs.pooling == "rank":
         raise UsageError(
             "the transformers engine ranks no documents", hint="take a GGUF of a reranker"

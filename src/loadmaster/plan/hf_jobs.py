@@ -23,7 +23,7 @@ from loadmaster.plan.hf_planner import (
 )
 from loadmaster.plan.hf_speed import HfSpeed, speed_of, twice_as_fast, without_launching
 from loadmaster.plan.job_levers import LEAST_GAIN, JobLever
-from loadmaster.plan.job_planning import Considered, JobPlan
+from loadmaster.plan.job_planning import JobPlan, considered
 from loadmaster.plan.levers import MORE_VRAM_BYTES
 from loadmaster.plan.simulate import JobPrediction, play_job
 from loadmaster.plan.types import (
@@ -109,7 +109,7 @@ def plan_checkpoint_job(
         predicted=predicted,
         alone=_alone(problem, job),
         levers=_levers(problem, speed, settings, job, predicted) if known else (),
-        considered=tuple(map(_considered, ranked)),
+        considered=tuple(considered(it.seconds, it.placed.settings) for it in ranked),
     )
 
 
@@ -271,15 +271,3 @@ def _more_vram(problem: HfProblem, job: JobOutline) -> Iterator[JobLever]:
         speed = _speed(best.problem, best.placed)
         seconds = play_job(speed, best.placed.settings, job, speed.basis).seconds
         yield JobLever(what=f"8 GiB more VRAM: {best.n_seq_max} sequences", seconds=seconds)
-
-
-def _considered(candidate: _Candidate) -> Considered:
-    settings = candidate.placed.settings
-    return Considered(
-        n_seq_max=settings.n_seq_max,
-        n_ctx=settings.n_ctx,
-        kv_unified=settings.kv_unified,
-        type_k=settings.type_k,
-        n_ubatch=settings.n_ubatch,
-        seconds=candidate.seconds,
-    )

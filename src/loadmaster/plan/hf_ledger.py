@@ -66,7 +66,10 @@ def device_plans(books: HfBooks, settings: TransformersSettings) -> tuple[Device
         tensors = by_device.get(gpu.id, [])
         drafted = _draft_items(books, gpu.id)
         if tensors or drafted:
-            items = _gpu_items(books, settings, gpu, tensors, caches.get(gpu.id, [])) + drafted
+            streams = gpu.id == streaming_gpu(settings)
+            sent = _sent_bytes(by_device.get(CPU, [])) if streams else 0
+            items = _gpu_items(books, settings, gpu, tensors, caches.get(gpu.id, []), sent)
+            items += drafted
             plans.append(_plan(books, gpu.id, gpu.name, items))
     return (*plans, _host(books, settings, by_device.get(CPU, []), caches.get(CPU, []), len(plans)))
 
@@ -99,10 +102,16 @@ def caches_by_device(
 
 
 def compute_device(module: str, settings: TransformersSettings) -> str:
-    """Where a module's products are made: weights of the CPU are sent to the first GPU."""
+    """Where a module's products are made: weights of the CPU are sent to a GPU."""
     device = device_of(module, settings.device_map)
-    gpus = [one for _, one in settings.device_map if one != CPU]
-    return gpus[0] if device == CPU and gpus else device
+    return streaming_gpu(settings) or device if device == CPU else device
+
+
+def streaming_gpu(settings: TransformersSettings) -> str | None:
+    """The GPU that weights of the CPU are sent to: the one with the lowest number, wherever layers
+    begin (`main_device` of accelerate's `dispatch_model`). None without a GPU."""
+    gpus = {device for _, device in settings.device_map if device != CPU}
+    return min(gpus, key=lambda device: int(device.removeprefix("gpu:")), default=None)
 
 
 def _gpu_items(
@@ -111,11 +120,12 @@ def _gpu_items(
     gpu: Gpu,
     tensors: Sequence[LoadedTensor],
     caches: Sequence[int],
+    sent_bytes: int,
 ) -> list[MemoryItem]:
     model, overheads = books.model, books.overheads
     weights = [size for tensor in tensors for size in tensor.allocations]
     held = sum(weights) + sum(caches)
-    compute = hf_memory.activation_bytes(model, tensors, settings)
+    compute = hf_memory.activation_bytes(model, tensors, settings, sent_bytes)
     in_parts = written_out_in_parts(model, settings)
     reserved = hf_memory.reserved_bytes([*weights, *caches], _warmed(tensors, in_parts))
     loading = max(0, device_loading(model, tensors) - compute - sum(caches))
@@ -130,6 +140,16 @@ def _gpu_items(
         ("overhead", WORKSPACE_BYTES, "bound", "cuBLAS workspaces"),
     ]  # fmt: skip
     return _items(gpu.id, rows)
+
+
+def _sent_bytes(on_host: Iterable[LoadedTensor]) -> int:
+    """The most that a GPU has of the CPU's weights at a time: those of a module while it is
+    multiplied with, of experts all of a layer."""
+    sums: dict[tuple[int | None, str], int] = {}
+    for tensor in on_host:
+        key = tensor.layer, "experts" if tensor.role == "expert" else tensor.module
+        sums[key] = sums.get(key, 0) + tensor.size_bytes
+    return max(sums.values(), default=0)
 
 
 def _warmed(tensors: Iterable[LoadedTensor], in_parts: bool) -> int:
@@ -152,11 +172,14 @@ def _host(
     compute = 0 if on_gpu else hf_memory.activation_bytes(model, tensors, settings)
     repacked, unpacking = _repacking(books, tensors)
     loading = max(0, host_loading(model, settings, tensors, n_gpus) - compute - sum(caches))
+    logits = hf_memory.sampling_bytes(model, settings) if on_gpu else 0
+    n_rows = hf_memory.n_outputs(settings)
     template = 11 * MIB if model.chat_template else 0
     rows: list[tuple[Kind, int, Source, str]] = [
         ("model", weights, _weights_source(model), _weights_why(tensors)),
         ("kv", sum(caches), "header", _cache_why(settings)),
         ("compute", max(compute, unpacking), "bound", f"activations, n_ubatch {settings.n_ubatch}"),
+        ("output", logits, "bound", f"logits as they are sampled from, {n_rows} outputs"),
         ("overhead", repacked, "header", "scales as the CPU's kernels want them"),
         ("overhead", loading, "bound", "while loading: the largest tensor on its way"),
         ("overhead", books.overheads.process_bytes, books.overheads.process_source,

@@ -6,7 +6,8 @@ Pure. Activations are a bound: what the operators of the widest layer hold at on
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 
-from loadmaster.model.checkpoint import CheckpointSpec
+from loadmaster.model.checkpoint import CheckpointSpec, Stored
+from loadmaster.model.hf_packed import packed_shape
 from loadmaster.plan.hf_caches import writing_bytes
 from loadmaster.plan.hf_weights import (
     BLOCK,
@@ -15,7 +16,7 @@ from loadmaster.plan.hf_weights import (
     part_elements,
     written_out_in_parts,
 )
-from loadmaster.plan.types import DRAFT_STEP_TOKENS, TransformersSettings
+from loadmaster.plan.types import CPU, DRAFT_STEP_TOKENS, TransformersSettings
 from loadmaster.units import MIB, Bytes, align
 
 _F32 = 4
@@ -23,6 +24,10 @@ _F32 = 4
 # bits and twice in F32 while both scales are put to it (`int8_mm_dequant` of bitsandbytes); torch's
 # product of whole numbers takes the rest of 20 (measured: a random Llama, 500 tokens).
 INT8_BYTES = 20
+
+# Of one row of logits while a token is drawn from it, for each entry of the vocabulary: sorted
+# values, their tokens, and what `typical_p` makes of them (46.6 measured, 33 without it).
+DRAWING_BYTES = 48
 
 # torch's CUDA caching allocator (c10/cuda/CUDACachingAllocator.h): sizes are rounded to 512 bytes;
 # up to 1 MiB they are cut from segments of 2 MiB, up to 10 MiB from segments of 20 MiB, and above
@@ -39,9 +44,13 @@ LARGE_STEP_BYTES = 2 * MIB
 
 
 def activation_bytes(
-    model: CheckpointSpec, tensors: Sequence[LoadedTensor], settings: TransformersSettings
+    model: CheckpointSpec,
+    tensors: Sequence[LoadedTensor],
+    settings: TransformersSettings,
+    sent_bytes: int = 0,
 ) -> Bytes:
-    """A bound for one forward pass on a device that has these tensors.
+    """A bound for one forward pass on a device that has these tensors, and is sent so many bytes of
+    others at a time.
 
     The residual stream and its norm in F32, then the larger of attention and feed-forward, the
     widest matrix while it is dequantized, and the logits of every sequence where the output is, or
@@ -53,18 +62,26 @@ def activation_bytes(
     inside = 0
     if any(tensor.layer is not None for tensor in tensors):
         inside = max(_attention(model, tokens, settings), _feed_forward(model, tokens, settings))
-    beside = _beside_a_matrix(model, tensors, settings, tokens)
+    beside = max(sent_bytes, _beside_a_matrix(model, tensors, settings, tokens))
     outputs = 0
     if settings.pooling is not None:
         outputs = tokens * model.n_embd * (c + _F32)
     elif any(tensor.role == "output" for tensor in tensors) or (
         model.tied_output and any(tensor.role == "embedding" for tensor in tensors)
     ):
-        outputs = _n_outputs(settings) * model.n_vocab * (c + 2 * _F32)
+        outputs = n_outputs(settings) * model.n_vocab * (c + 2 * _F32)
     return Bytes(stream + max(inside + beside, outputs))
 
 
-def _n_outputs(settings: TransformersSettings) -> int:
+def sampling_bytes(model: CheckpointSpec, settings: TransformersSettings) -> Bytes:
+    """In RAM, where logits are made on a GPU: a copy of every row in F32, and what drawing from one
+    of them holds. Greedy answers without a schema take none of it."""
+    if settings.pooling is not None:
+        return Bytes(0)
+    return Bytes(model.n_vocab * (n_outputs(settings) * _F32 + DRAWING_BYTES))
+
+
+def n_outputs(settings: TransformersSettings) -> int:
     """Rows of logits of a step: one of every sequence, or with drafts one of every token."""
     drafts = min(DRAFT_STEP_TOKENS, settings.n_ubatch) if settings.n_draft else 0
     return max(settings.n_seq_max, drafts)
@@ -85,7 +102,10 @@ def _attention(model: CheckpointSpec, tokens: int, settings: TransformersSetting
     if model.n_swa:  # the window before a chunk, and the chunk, in one piece
         cast += (min(n_ctx, model.n_swa) + tokens) * (layer.k_width + layer.v_width) * c
     cast += writing_bytes(layer, tokens, settings)
-    mask = tokens * n_ctx * (1 + c)
+    # On a GPU it is written out in numbers, and once more in rows that its kernels can read
+    # (`pad_bias` of aten/src/ATen/native/transformers/attention.cpp).
+    on_gpu = any(device != CPU for _, device in settings.device_map)
+    mask = tokens * n_ctx * (1 + (2 * c if on_gpu else c))
     spelled = settings.attention == "eager" or model.softcap
     scores = layer.n_head * tokens * n_ctx * (2 * c + 2 * _F32) if spelled else 0
     return rows + cast + mask + scores
@@ -119,16 +139,20 @@ def _beside_a_matrix(
         return 0
     c, n = COMPUTE_BYTES[settings.compute_type], widest.n_elements
     if written_out_in_parts(model, settings):
-        return min(max(part_elements(settings), _sides(widest)[1]), n) * (2 * _F32 + c)
+        return min(max(part_elements(settings), _sides(widest, model.stored)[1]), n) * (
+            2 * _F32 + c
+        )
     if widest.kind != "int8":
         return n * c + -(-n // BLOCK) * _F32
-    sides = [_sides(tensor) for tensor in quantized]
+    sides = [_sides(tensor, model.stored) for tensor in quantized]
     most = max(columns + INT8_BYTES * max(rows, columns) for rows, columns in sides)
     return tokens * most
 
 
-def _sides(tensor: LoadedTensor) -> tuple[int, int]:
-    """Rows and columns of a matrix, also of one that is packed along its rows."""
+def _sides(tensor: LoadedTensor, stored: Stored | None) -> tuple[int, int]:
+    """Rows and columns of a matrix, also of one that is packed."""
+    if stored and tensor.source and tensor.source.name.endswith(".qweight"):
+        return packed_shape(tensor.source.shape, stored)
     rows = tensor.source.shape[0] if tensor.source else 1
     return rows, tensor.n_elements // max(1, rows)
 

@@ -19,11 +19,20 @@ def notes_of(
     """What a person would ask about the plan."""
     settings = placed.settings
     yield from notes_of_several(machine, model, settings, placed.devices, workload)
-    yield from _of_host(placed)
+    yield from _of_host(model, placed)
+    if settings.pooling is not None and not model.writes_text:
+        yield (
+            f"saved without `lm_head`: planned for vectors ({settings.pooling} pooling) of texts "
+            f"of up to {settings.n_ubatch} tokens, as `loadmaster serve` opens it"
+        )
     yield from _of_weights(model, settings)
     used = {device.id for device in placed.devices}
     gpus = [gpu for gpu in machine.gpus if gpu.id in used]
     yield attention_text(gpus, model, settings)
+    if gpus and (settings.compute_type, model.dtype) == ("f16", "bf16"):
+        yield (
+            "computed in F16, which ends at 65,504: a GPU here has no BF16 (compute capability 8.0)"
+        )
     n_ctx = settings.n_ctx // settings.n_seq_max
     if workload.n_ctx is None and model.n_ctx_train > n_ctx:
         yield f"n_ctx {n_ctx} of the model's {model.n_ctx_train}: `-c N` asks for another"
@@ -42,7 +51,7 @@ def notes_of(
         )
 
 
-def _of_host(placed: Placed) -> Iterator[str]:
+def _of_host(model: CheckpointSpec, placed: Placed) -> Iterator[str]:
     settings = placed.settings
     gpus = list(dict.fromkeys(device for _, device in settings.device_map if device != CPU))
     on_host = sum(
@@ -51,7 +60,7 @@ def _of_host(placed: Placed) -> Iterator[str]:
     if gpus and on_host:
         host = placed.devices[-1]
         kept = format_size(host.of("model") + host.mapped_bytes)
-        plain = "" if settings.quantize == "fp8" else "unquantized, "
+        plain = "" if written_out_in_parts(model, settings) else "unquantized, "
         yield (
             f"{on_host} layers stay on the CPU ({plain}{kept}): every token sends them over the "
             "link again"

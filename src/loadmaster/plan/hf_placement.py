@@ -66,7 +66,9 @@ def device_map_of(model: CheckpointSpec, layers: Sequence[str]) -> tuple[tuple[s
     rows += [(f"model.layers.{index}", device) for index, device in enumerate(layers)]
     rows += [("model.rotary_emb", first)]
     rows += [(name, last) for name in _ends(model)]
-    rows += [("lm_head", first if model.tied_output else last)]
+    # Without a matrix of its own the output is the embedding.
+    has_output = model.writes_text and not model.tied_output
+    rows += [("lm_head", last if has_output else first)]
     return tuple(rows)
 
 

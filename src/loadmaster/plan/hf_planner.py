@@ -8,7 +8,7 @@ from loadmaster.machine.types import Gpu, Machine
 from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.plan.choices import DEFAULT_N_CTX, DEFAULT_N_UBATCH, MIN_N_CTX
 from loadmaster.plan.hf_caches import SMALLER_CACHE
-from loadmaster.plan.hf_checks import check_request, undivided_rows
+from loadmaster.plan.hf_checks import check_request, too_old, undivided_rows
 from loadmaster.plan.hf_ledger import HfBooks
 from loadmaster.plan.hf_notes import notes_of
 from loadmaster.plan.hf_placement import Placed, place, usable_gpus
@@ -282,13 +282,18 @@ def _variations(problem: HfProblem, placed: Placed) -> Iterator[_Variation]:
 def _fewer_bits(
     problem: HfProblem, settings: TransformersSettings
 ) -> Iterator[tuple[Quantize, str]]:
-    """Quantizations below this one, the finest first."""
-    if problem.model.stored is not None or settings.quantize in ("nf4", "fp4"):
+    """Quantizations below this one, the finest first; of experts there is one."""
+    if problem.model.stored is not None:
+        return
+    if problem.model.n_expert and settings.quantize != "fp8":
+        yield "fp8", "8 bits a weight, of experts too"
+    gpus = usable_gpus(problem.books)
+    if settings.quantize in ("nf4", "fp4") or (too_old(gpus) and problem.knobs.n_gpu_layers != 0):
         return
     if settings.quantize == "none":
         yield "int8", "8 bits a weight"
     nf4 = replace(problem.knobs, quantize="nf4")
-    if undivided_rows(problem.model, nf4, usable_gpus(problem.books)) is None:
+    if undivided_rows(problem.model, nf4, gpus) is None:
         yield "nf4", "4 bits a weight"
 
 

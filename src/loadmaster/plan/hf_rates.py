@@ -84,11 +84,12 @@ def _scaled(curve: Curve, factor: float) -> Curve:
 
 def kind_of(model: CheckpointSpec, settings: TransformersSettings) -> str:
     """What the matrices of the layers are, as far as speed goes."""
-    kind: str = settings.quantize
-    if model.stored is not None:
+    kind, double = str(settings.quantize), settings.double_quant
+    if model.stored is not None:  # of that the settings say nothing
         kind = {"bnb4": "nf4", "bnb8": "int8"}.get(model.stored.method, "fp8")
+        double = model.stored.double_quant
     if kind in ("nf4", "fp4"):
-        return "nf4-double" if settings.double_quant else "nf4"
+        return "nf4-double" if double else "nf4"
     return kind
 
 
@@ -137,14 +138,20 @@ def host_rates(
 
 
 def basis_of(
-    machine: Machine, gpus: tuple[Gpu, ...], settings: TransformersSettings, *, streams: bool
+    machine: Machine,
+    gpus: tuple[Gpu, ...],
+    model: CheckpointSpec,
+    settings: TransformersSettings,
+    *,
+    streams: bool,
 ) -> Basis:
     """What the rates of the devices in use rest on."""
     if not gpus:
         if timed(machine, CPU) is not None:
             return "measured"
-        known = machine.ram.bandwidth_bytes_s is not None and settings.quantize == "none"
-        return "table" if known else "unknown"
+        plain = settings.quantize == "none" and model.stored is None
+        known = machine.ram.bandwidth_bytes_s is not None
+        return "table" if plain and known else "unknown"
     if streams and gpus[0].link_bytes_s is None:
         return "unknown"
     if all(timed(machine, gpu.id) is not None for gpu in gpus):

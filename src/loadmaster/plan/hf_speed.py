@@ -215,7 +215,7 @@ def speed_of(machine: Machine, model: CheckpointSpec, settings: TransformersSett
         link_bytes_s=_slowest_link(gpus),
         step_s=(measured.step_s if measured else None) or 0.0,
         sequence_s=sample_s * model.n_vocab,
-        basis=basis_of(machine, gpus, settings, streams=bool(streamed)),
+        basis=basis_of(machine, gpus, model, settings, streams=bool(streamed)),
     )
 
 
@@ -230,8 +230,10 @@ def _slowest_link(gpus: Sequence[Gpu]) -> float:
 def predict(
     machine: Machine, model: CheckpointSpec, settings: TransformersSettings, workload: Workload
 ) -> Prediction:
-    """Speed of a first prompt and of the answer to it."""
+    """Speed of a first prompt and of the answer to it; where vectors are made, of prompts alone."""
     speed = speed_of(machine, model, settings)
+    if settings.pooling is not None:
+        return _of_vectors(machine, speed, workload.prompt_tokens)
     prompt, n = workload.prompt_tokens, settings.n_seq_max
     costs: Mapping[str, float] = speed.of(decoding(1, prompt))
     bound_by = max(costs, key=lambda cause: costs[cause])
@@ -242,7 +244,6 @@ def predict(
     step, prefill = sum(costs.values()), speed.prefill_s(prompt)
     fed = speed.prefill_s(max(1, prompt - workload.shared_tokens))
     many = speed.seconds(decoding(n, prompt + workload.output_tokens / 2))
-    disk = machine.measured.disk_read_bytes_s if machine.measured else None
     return Prediction(
         decode_tok_s=1 / step,
         prefill_tok_s=prompt / prefill,
@@ -250,9 +251,28 @@ def predict(
         bound_by=bound_by,
         basis=speed.basis,
         jobs_per_hour=3600 * n / (n * fed + workload.output_tokens * many),
-        load_s=model.file_bytes / disk if disk else None,
+        load_s=_load_s(machine, model),
         levers=_levers(speed, step, prompt),
     )
+
+
+def _of_vectors(machine: Machine, speed: HfSpeed, prompt: int) -> Prediction:
+    """Of one prompt in a step."""
+    costs = speed.of(_prompt(min(prompt, speed.settings.n_ubatch), prompt / 2))
+    known, seconds = speed.basis != "unknown", speed.prefill_s(prompt)
+    return Prediction(
+        decode_tok_s=None,
+        prefill_tok_s=prompt / seconds if known else None,
+        ttft_s=seconds if known else None,
+        bound_by=max(costs, key=lambda cause: costs[cause]),
+        basis=speed.basis,
+        load_s=_load_s(machine, speed.model) if known else None,
+    )
+
+
+def _load_s(machine: Machine, model: CheckpointSpec) -> float | None:
+    disk = machine.measured.disk_read_bytes_s if machine.measured else None
+    return model.file_bytes / disk if disk else None
 
 
 def without_launching(speed: HfSpeed) -> HfSpeed:

@@ -2,7 +2,8 @@
 
 Flags as vLLM 0.18 and later document them. The engine there is not ours: the command starts from
 the same budget, context and quantization, and shards every matrix over the GPUs (tensor parallel),
-so that all of them work at the same time.
+so that all of them work at the same time. Small cells are vLLM's `int8_per_token_head` and
+`int4_per_token_head` (vllm/config/cache.py at 002f10e0; the latter is vllm#40835, in 0.25.1).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +17,9 @@ from loadmaster.plan.hf_weights import loaded_tensors
 from loadmaster.plan.types import CPU, Budget, Plan, Quantize, TransformersSettings
 from loadmaster.units import GIB, format_size
 
-# What vLLM makes of weights while it loads them, as we call it.
+# What vLLM makes of weights while it loads them, as we call it; and the cells nearest to ours.
 _FLAGS: Mapping[Quantize, str] = {"nf4": "bitsandbytes", "fp8": "fp8"}
+_CELLS: Mapping[str, str] = {"q8_0": "int8_per_token_head", "q4_0": "int4_per_token_head"}
 # Of a device's memory, what vLLM may take at most: the driver keeps some.
 _MOST = 0.98
 # Beside weights and cache on each GPU: context, activations and CUDA graphs, to the GiB.
@@ -28,12 +30,12 @@ def server_note(
     reference: str, model: CheckpointSpec, machine: Machine, plan: Plan, budget: Budget
 ) -> str | None:
     """Advice on tensor parallelism with its command, or why it is none; None without several of
-    NVIDIA's GPUs."""
+    NVIDIA's GPUs, and where vectors are made."""
     settings = plan.engine
     gpus = [gpu for gpu in machine.gpus if gpu.backend == "cuda" and budget.cap(gpu.id) > 0]
     if not isinstance(settings, TransformersSettings) or len(gpus) < 2:
         return None
-    if all(device.id == CPU for device in plan.devices):
+    if settings.pooling is not None or all(device.id == CPU for device in plan.devices):
         return None
     able = len(fp8_gpus(gpus)) == len(gpus)
     found = [
@@ -55,9 +57,10 @@ def server_note(
         f"vllm serve {reference.removeprefix('hf:')}",
         *_flags(settings, _share(used, budget), tensor, pipeline),
         *([f"--quantization {_FLAGS[kind]}"] if kind != "none" else []),
-        f"--kv-cache-dtype {'fp8' if _eight_bits(settings, kind) and able else 'auto'}",
+        f"--kv-cache-dtype {_CELLS.get(_cell_type(settings), 'auto')}",
     ]
-    return f"{_advice(model, tensor, pipeline)}: `{' '.join(words)}`"
+    advice = f"{_advice(model, tensor, pipeline)}: `{' '.join(words)}`"
+    return "; ".join([advice, *_other_cells(settings, able=able)])
 
 
 def _kinds(model: CheckpointSpec, settings: TransformersSettings, *, able: bool) -> list[Quantize]:
@@ -70,8 +73,27 @@ def _kinds(model: CheckpointSpec, settings: TransformersSettings, *, able: bool)
     return ["nf4" if settings.quantize == "fp4" else settings.quantize]
 
 
-def _eight_bits(settings: TransformersSettings, kind: Quantize) -> bool:
-    return kind == "fp8" or settings.type_k == "q8_0"
+def _cell_type(settings: TransformersSettings) -> str:
+    """What vLLM's cells are like, which are of one type for keys and values: the wider of both."""
+    types = {settings.type_k, settings.type_v}
+    if types - {*_CELLS}:
+        return settings.compute_type
+    return "q8_0" if "q8_0" in types else "q4_0"
+
+
+def _other_cells(settings: TransformersSettings, *, able: bool) -> Iterator[str]:
+    """In what vLLM's cells differ from those of the plan."""
+    kind, planned = _cell_type(settings), {settings.type_k, settings.type_v}
+    if not planned & {*_CELLS}:
+        return
+    if len(planned) > 1:
+        yield f"keys and values are of one type there, so both are as wide as {kind}"
+    if kind in _CELLS:
+        older = "has `fp8` for that" if able else "has nothing for that on these GPUs: `auto`"
+        yield (
+            f"`{_CELLS[kind]}` has a scale for each head of a token where {kind} has one for each "
+            f"32 values, and vLLM before 0.25.1 {older}"
+        )
 
 
 def _advice(model: CheckpointSpec, tensor: int, pipeline: int) -> str:
@@ -93,7 +115,9 @@ def _shards(
     budget: Budget,
 ) -> Iterator[tuple[int, int]]:
     """GPUs for each matrix and groups of them in a row, that hold the model; the widest first."""
-    cells = cache_allocations(model, range(model.n_layer), settings)
+    kept = _cell_type(settings)
+    alike = replace(settings, type_k=kept, type_v=kept)
+    cells = cache_allocations(model, range(model.n_layer), alike)
     whole = _weight_bytes(model, settings, kind) + sum(cells) / settings.n_seq_max
     for tensor in tensor_parallel(model, len(gpus)):
         for pipeline in range(1, len(gpus) // tensor + 1):

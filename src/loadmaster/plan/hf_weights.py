@@ -30,7 +30,7 @@ OFFSET_BYTES = 4  # the mean of the scales, taken off before they are quantized
 FP8_TILE = (128, 128)
 _F32 = 4
 # Checkpoints whose matrices are written out by modules of our own, a part at a time.
-_WRITTEN_OUT = ("fp8", "fbgemm-fp8", "compressed-tensors")
+_WRITTEN_OUT = ("fp8", "fbgemm-fp8", "compressed-tensors", "gptq", "awq")
 # Weights of such a part: on the CPU what stays in its caches, on a GPU enough to keep it busy.
 PART_ON_CPU = 1 << 20
 PART_ON_GPU = 1 << 24

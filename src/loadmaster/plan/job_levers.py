@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 from loadmaster.plan.batch import JobOutline
 from loadmaster.plan.curve import Curve
+from loadmaster.plan.kernel_rates import AttentionRate
 from loadmaster.plan.levers import MORE_VRAM_BYTES, faster_host, with_vram
-from loadmaster.plan.rates import AttentionRate, DeviceRates, Rates
+from loadmaster.plan.rates import DeviceRates, Rates
 from loadmaster.plan.simulate import simulate
 from loadmaster.plan.speed import Traffic
 from loadmaster.plan.types import EngineSettings

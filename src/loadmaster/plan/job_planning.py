@@ -26,6 +26,7 @@ from loadmaster.plan.problem import (
 from loadmaster.plan.search import search, solve
 from loadmaster.plan.simulate import JobPrediction, simulate
 from loadmaster.plan.types import (
+    AnySettings,
     Budget,
     DoesNotFit,
     Knobs,
@@ -110,7 +111,7 @@ def job_planning(
             job,
             predicted.seconds,
         ),
-        considered=tuple(_considered(seconds, it) for seconds, it in ranked),
+        considered=tuple(considered(seconds, it.base) for seconds, it in ranked),
     )
 
 
@@ -158,13 +159,13 @@ def _described(plan: Plan, predicted: JobPrediction) -> Plan:
     return replace(plan, predicted=speed)
 
 
-def _considered(seconds: float, candidate: Candidate) -> Considered:
-    base = candidate.base
+def considered(seconds: float, settings: AnySettings) -> Considered:
+    """A candidate as it is told of."""
     return Considered(
-        n_seq_max=base.n_seq_max,
-        n_ctx=base.n_ctx,
-        kv_unified=base.kv_unified,
-        type_k=base.type_k,
-        n_ubatch=base.n_ubatch,
+        n_seq_max=settings.n_seq_max,
+        n_ctx=settings.n_ctx,
+        kv_unified=settings.kv_unified,
+        type_k=settings.type_k,
+        n_ubatch=settings.n_ubatch,
         seconds=seconds,
     )

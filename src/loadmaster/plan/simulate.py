@@ -49,7 +49,6 @@ class JobPrediction:
     n_steps: int
     peak_cells: int
     n_preempted: int
-    mean_sequences: float  # in a step, those that decode
     costs: Mapping[str, float]  # seconds by what bounds them
     basis: Basis
 
@@ -69,23 +68,15 @@ class JobPrediction:
         return 3600 * self.n_items / self.seconds if self.seconds else 0.0
 
 
-def predict_job(
+def job_prediction(
     machine: Machine, model: ModelSpec, settings: EngineSettings, job: JobOutline
-) -> float:
-    """Seconds that `job` takes on `machine` once the model is open under `settings`.
+) -> JobPrediction:
+    """How long `job` takes on `machine` once the model is open under `settings`, and why.
 
     `machine` with `measured` set (`tasks.measured.with_measurements`) predicts from this machine's
     own kernels; `settings` are those the engine was opened with (`Plan.engine`); `job` comes from
     `plan.batch.outline_of([(prompt_tokens, n_output_tokens), …])` in the order of submission.
-    `job_prediction` takes the same and tells more: steps, cells, and what bounds.
     """
-    return job_prediction(machine, model, settings, job).seconds
-
-
-def job_prediction(
-    machine: Machine, model: ModelSpec, settings: EngineSettings, job: JobOutline
-) -> JobPrediction:
-    """What `predict_job` sums up."""
     found = forecast(machine, model, settings)
     return simulate(found.traffic, found.rates, settings, job)
 
@@ -150,6 +141,20 @@ class _Answer:
     item: PlayedItem = field(compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _Parked:
+    """A preempted answer, the tokens it still owes, and whether its state was saved."""
+
+    answer: _Answer
+    owed: int
+    saved: bool
+
+    @property
+    def held(self) -> float:
+        """Cells of its own that it had."""
+        return _held(self.answer, self.owed)
+
+
 class _Play:
     """The state of a job that is played. `run` plays it to the end."""
 
@@ -162,14 +167,13 @@ class _Play:
         self._queue: deque[PlayedItem] = deque()
         self._prompts: deque[_Prompt] = deque()
         self._answers: list[_Answer] = []  # a heap
-        self._parked: list[tuple[_Answer, int]] = []  # preempted, with the tokens they still owe
+        self._parked: list[_Parked] = []
         self._depths = 0.0  # cells that the decoding sequences see, summed
         self._own = 0.0  # cells in use, without shared prefixes
         self._n_started = 0
         self.step = 0  # steps so far; each gives every decoding sequence a token
         self.seconds = 0.0
         self.n_preempted = 0
-        self.decoded = 0
         self.prefilled = 0.0
         self.generated = 0
         self.peak = 0.0
@@ -199,14 +203,14 @@ class _Play:
         while self._parked or self._queue:
             if self._n_running >= self._settings.n_seq_max:
                 return
-            fresh = _held(*self._parked[-1]) if self._parked else self._queue[0].own_fed
+            fresh = self._parked[-1].held if self._parked else self._queue[0].own_fed
             promised = sum(prompt.left * prompt.item.own_part for prompt in self._prompts)
             promised += _LOOKAHEAD_STEPS * (self._n_running + 1)
             needed = self._cells_with(self._n_running + 1) + promised + fresh
             if self._n_running and needed > self._n_cells:
                 return
             if self._parked:
-                self._restore(*self._parked.pop())
+                self._restore(self._parked.pop())
             else:
                 item = self._queue.popleft()
                 self._prompts.append(_Prompt(item, item.fed))
@@ -217,16 +221,29 @@ class _Play:
         self._answers.remove(last)
         heapq.heapify(self._answers)
         owed = last.ends - self.step
-        self._own -= _held(last, owed)
+        held = _held(last, owed)
+        self._own -= held
         self._depths -= last.item.depth(owed)
-        self._parked.append((last, owed))
+        # Saved states take no more than the caches they come from (plan.ledger).
+        saved = held + sum(each.held for each in self._parked if each.saved) <= self._n_cells
+        self._parked.append(_Parked(last, owed, saved))
         self.n_preempted += 1
 
-    def _restore(self, answer: _Answer, owed: int) -> None:
+    def _restore(self, parked: _Parked) -> None:
+        answer, owed = parked.answer, parked.owed
+        if not parked.saved:
+            self._feed_again(parked.held)
         answer.ends = self.step + owed
         heapq.heappush(self._answers, answer)
-        self._own += _held(answer, owed)
+        self._own += parked.held
         self._depths += answer.item.depth(owed)
+
+    def _feed_again(self, held: float) -> None:
+        """What it had is fed once more; beside a step of the others, which is counted elsewhere."""
+        step = Step(n_decode=0, n_prefill=ceil(held), prefill_cells=held / 2, used_cells=self._own)
+        for cause, seconds in self._costs.of(step).items():
+            self._spend(cause, seconds)
+        self.prefilled += held
 
     # -- steps
 
@@ -317,7 +334,6 @@ class _Play:
             driver_s = _DRIVER_STEP_S + _DRIVER_SEQUENCE_S * step.n_outputs
             self._spend("overhead", n_steps * driver_s)
         self.step += n_steps
-        self.decoded += grown
         self.prefilled += fed * n_steps
         self.generated += grown + n_ended
         self._own += grown + own * n_steps
@@ -366,7 +382,6 @@ def _prediction(play: _Play, basis: Basis) -> JobPrediction:
         n_steps=play.step,
         peak_cells=round(play.peak),
         n_preempted=play.n_preempted,
-        mean_sequences=play.decoded / max(1, play.step),
         costs=play.by_cause,
         basis=basis,
     )
@@ -378,15 +393,13 @@ def _prolonged(part: JobPrediction, play: _Play, job: JobOutline, n: int) -> Job
     rate = (len(play.finished_s) - 2 * n) / (last - first)
     rest_s = (job.n_items - part.n_items) / rate
     share = (part.seconds + rest_s) / part.seconds
-    steps = round(part.n_steps * share)
     return replace(
         part,
         seconds=part.seconds + rest_s,
         n_items=job.n_items,
         prefilled_tokens=job.distinct_tokens,
         generated_tokens=job.output_tokens,
-        n_steps=steps,
+        n_steps=round(part.n_steps * share),
         n_preempted=round(part.n_preempted * share),
-        mean_sequences=job.output_tokens / max(1, steps),
         costs={cause: seconds * share for cause, seconds in part.costs.items()},
     )

@@ -7,7 +7,8 @@ the step, attention by the cells that each token passes over.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from loadmaster.plan.rates import AttentionRate, DeviceRates, Rates
+from loadmaster.plan.kernel_rates import AttentionRate
+from loadmaster.plan.rates import DeviceRates, Rates
 from loadmaster.plan.speed import (
     BANDWIDTH_BOUND,
     HANDOVER_S,

@@ -237,6 +237,7 @@ class DraftModel:
     decode_tok_s: float | None = None
     n_guessed: int | None = None
     assumed_share: float | None = None
+    reference: str = ""  # as it was typed; unknown where nobody did
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

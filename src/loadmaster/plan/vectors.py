@@ -54,7 +54,6 @@ def _played(
         n_steps=n_steps,
         peak_cells=max(map(sum, steps), default=0),
         n_preempted=0,
-        mean_sequences=n_items / max(1, n_steps),
         costs=by_cause,
         basis=basis,
     )

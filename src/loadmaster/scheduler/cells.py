@@ -40,7 +40,6 @@ class Cells:
         self._kept: dict[int, None] = {}  # the least recently used first
         self._anchors: set[int] = set()
         self._last_item: int | None = None
-        self.n_evicted = 0
 
     @property
     def n_used(self) -> int:
@@ -242,7 +241,6 @@ class Cells:
             if self._limits.partial_removal and own > excess:
                 n_keep = self._tree.length(seq_id) - excess
                 self._tree.trim(seq_id, n_keep)
-                self.n_evicted += excess
                 yield Evict(seq_id=seq_id, n_keep=n_keep)
             else:
                 yield self._drop(seq_id)
@@ -256,9 +254,7 @@ class Cells:
         return [self._drop(seq_id) for seq_id in tuple(self._kept)]
 
     def _drop(self, seq_id: int) -> Evict:
-        before = self._tree.n_cells
         self._tree.drop(seq_id)
-        self.n_evicted += before - self._tree.n_cells
         self._unkeep(seq_id)
         self._free_id(seq_id)
         return Evict(seq_id=seq_id)

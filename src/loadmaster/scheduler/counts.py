@@ -45,7 +45,6 @@ class Counts:
             n_decode_steps=self.n_decode_steps,
             n_preempted=self.n_preempted,
             n_restored=self.n_restored,
-            n_evicted_cells=cells.n_evicted,
             state_bytes=self.state_bytes,
             state_peak_bytes=self.state_peak_bytes,
             n_drafted_tokens=self.n_drafted_tokens,

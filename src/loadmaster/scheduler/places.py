@@ -3,6 +3,7 @@
 from bisect import insort
 from collections.abc import Iterator
 
+from loadmaster.plan.types import DRAFT_SEQUENCES
 from loadmaster.scheduler.cells import Cells
 from loadmaster.scheduler.counts import Counts
 from loadmaster.scheduler.plans import Plans
@@ -70,11 +71,19 @@ class Places:
             return True
         if self._full(match):
             return False
-        n_steps = _LOOKAHEAD_STEPS + self._limits.n_draft
-        promised = sum(other.ahead(n_steps) for other in self.running)
-        fresh = request.ahead(n_steps) - self._gets(request, match)
+        promised = sum(other.ahead(_LOOKAHEAD_STEPS) for other in self.running)
+        promised += self._drafted(len(self.running) + 1)
+        fresh = request.ahead(_LOOKAHEAD_STEPS) - self._gets(request, match)
         needed = self.cells.n_held + promised + self.cells.not_held(match) + fresh
         return needed <= self._limits.n_ctx
+
+    def _drafted(self, n_running: int) -> int:
+        """Cells of a step's drafts, which all its sequences share; of many sequences none brings
+        one (`drafting`)."""
+        limits = self._limits
+        if not limits.n_draft or n_running > DRAFT_SEQUENCES:
+            return 0
+        return max(0, min(n_running * limits.n_draft, limits.n_draft_step - n_running))
 
     def _gets(self, request: Request, match: Match) -> int:
         """How many of its cells it will share with others, as far as that is certain."""

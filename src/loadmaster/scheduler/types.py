@@ -58,7 +58,6 @@ class SchedulerStats:
     n_decode_steps: int  # those in which some sequence decoded
     n_preempted: int
     n_restored: int  # preempted requests that went on from a saved state
-    n_evicted_cells: int
     state_bytes: int  # saved states of preempted requests in host RAM now
     state_peak_bytes: int
     n_drafted_tokens: int = 0  # fed as drafts

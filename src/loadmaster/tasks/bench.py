@@ -14,7 +14,7 @@ from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.plan.forecast import forecast
 from loadmaster.plan.hf_speed import speed_of
 from loadmaster.plan.types import EngineSettings, Plan, TransformersSettings
-from loadmaster.tasks.opening import FAKE, Planner, virtual_devices
+from loadmaster.tasks.planner import FAKE, Planner, virtual_devices
 from loadmaster.tasks.planning import PlanOptions, require_plan
 from loadmaster.tasks.progress import Progress
 

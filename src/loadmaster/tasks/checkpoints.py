@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+from loadmaster.engine.types import EngineBuild
 from loadmaster.errors import UsageError
 from loadmaster.machine.profiles import load_profile, profile_names
+from loadmaster.machine.target import for_target
 from loadmaster.machine.types import Machine
 from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.model.shapes.library import is_shape, load_shape, parse_shape
@@ -59,6 +61,20 @@ def _on(machine: Machine, model: CheckpointSpec, request: PlanRequest) -> Plan |
         )  # fmt: skip
     except UsageError:
         return None  # not an engine for this machine
+
+
+def undriven(machine: Machine, build: EngineBuild) -> str | None:
+    """What to type where torch is built without the GPUs that are here; None where it is not."""
+    gpu = next((gpu for gpu in machine.gpus if gpu.backend in ("cuda", "rocm")), None)
+    if gpu is None or for_target(machine, build.target).gpus:
+        return None
+    torch = build.version.partition(",")[0]
+    if gpu.backend == "rocm":
+        return f"{gpu.name} is here, and {torch} is built without ROCm: install one that has it"
+    return (
+        f"{gpu.name} is here, and {torch} is built without CUDA: `pip install --force-reinstall "
+        "torch` brings one that has it, on Linux"
+    )
 
 
 def _vram(machine: Machine) -> int:

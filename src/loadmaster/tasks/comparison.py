@@ -31,15 +31,18 @@ from loadmaster.plan.compare import (
     choose,
     dominated,
 )
+from loadmaster.plan.hf_caches import SMALLER_CACHE
 from loadmaster.plan.quality import quality_of
-from loadmaster.plan.types import Plan, Quantize
+from loadmaster.plan.types import Knobs, Plan, Quantize
 from loadmaster.tasks.locating import locate_header
-from loadmaster.tasks.opening import Planner, virtual_devices
+from loadmaster.tasks.planner import Planner, virtual_devices
 from loadmaster.tasks.planning import PlanOptions, PlanRequest, Sizes, plan_model
+from loadmaster.tasks.vectors import of_its_kind
 
 MAX_MODELS = 64  # planned one after another, a fraction of a second each
 # What is shown of safetensors when nothing is named. FP8 is not: it has the bits of INT8.
 COMPARED_QUANTIZE: tuple[Quantize, ...] = ("none", "int8", "nf4")
+_Q8 = (SMALLER_CACHE, SMALLER_CACHE)
 _QUANTIZE_FLAG = " --quantize "
 _FIRST_N_CTX = 4096  # where the search for the longest n_ctx begins
 Said = Callable[[str], None]
@@ -109,7 +112,7 @@ class _Planners:
             self._by_kind[kind] = Planner(name, options, located=located)
         planner = self._by_kind[kind]
         knobs = replace(planner.request.knobs, quantize=located.quantize or quantize)
-        return planner, replace(planner.request, model=located.model, knobs=knobs)
+        return planner, of_its_kind(replace(planner.request, model=located.model, knobs=knobs))
 
     def shown(self) -> Planner:
         """The one whose machine and budget stand for all."""
@@ -215,14 +218,20 @@ def _of_repository(reference: HubReference, quantize: Quantize | None) -> tuple[
 def _candidates(
     reference: str, request: PlanRequest, limits: Limits, sizer: Sizes | None
 ) -> list[Candidate]:
-    """One candidate for each cache type: those that the user fixed, else f16 and q8_0; of the
-    transformers engine the plain one alone."""
+    """One candidate for each cache type: those that the user fixed, else f16 and q8_0; under the
+    transformers engine what is computed in, and q8_0."""
     if isinstance(request.model, CheckpointSpec):
-        return [_candidate(reference, request, limits, None)]
+        several = [request] if _is_fixed(request.knobs) else [request, _with_cache(request, _Q8)]
+        return [_candidate(reference, one, limits, None) for one in several]
     return [
-        _candidate(reference, _with_cache(request, type_k, type_v), limits, sizer)
-        for type_k, type_v in _caches(request)
+        _candidate(reference, _with_cache(request, types), limits, sizer)
+        for types in _caches(request)
     ]
+
+
+def _is_fixed(knobs: Knobs) -> bool:
+    """Whether the cache's types are the user's choice, or there is no cache."""
+    return (knobs.type_k, knobs.type_v, knobs.pooling) != (None, None, None)
 
 
 def _caches(request: PlanRequest) -> list[tuple[str, str]]:
@@ -235,7 +244,8 @@ def _caches(request: PlanRequest) -> list[tuple[str, str]]:
     return types
 
 
-def _with_cache(request: PlanRequest, type_k: str, type_v: str) -> PlanRequest:
+def _with_cache(request: PlanRequest, types: tuple[str, str]) -> PlanRequest:
+    type_k, type_v = types
     return replace(request, knobs=replace(request.knobs, type_k=type_k, type_v=type_v))
 
 

@@ -1,6 +1,7 @@
 """A draft model beside a model: the same vocabulary, inside the same budget."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from loadmaster.errors import UsageError
@@ -17,6 +18,7 @@ from loadmaster.plan.drafts import (
     hf_draft_settings,
 )
 from loadmaster.plan.forecast import forecast
+from loadmaster.plan.hf_checks import check_request
 from loadmaster.plan.hf_ledger import HfBooks
 from loadmaster.plan.hf_speed import speed_of
 from loadmaster.plan.ledger import Books, sizing_key
@@ -26,11 +28,13 @@ from loadmaster.plan.types import (
     DoesNotFit,
     DraftModel,
     EngineSettings,
+    Knobs,
     MemoryItem,
     Plan,
     Sizing,
     SizingFailure,
     TransformersSettings,
+    Workload,
 )
 from loadmaster.scheduler.drafting import cost_of, draft_length
 from loadmaster.tasks.planning import PlanRequest, Sizes, plan_model
@@ -116,18 +120,38 @@ def plan_with_draft(
     if not isinstance(alone, Plan):
         return alone
     outcome: Plan | DoesNotFit = alone
-    for device in _places(request):
+    for device in _places(request, draft):
         outcome = _beside(request, draft, alone.engine, device, sizer)
         if isinstance(outcome, Plan):
             break
     return outcome
 
 
-def _places(request: PlanRequest) -> Iterator[str]:
+def _places(request: PlanRequest, draft: AnyModel) -> Iterator[str]:
+    """Where it may be: refused on a GPU it is refused, on the CPU beside one it goes without."""
     gpus = [gpu.id for gpu in request.machine.gpus if request.budget.cap(gpu.id)]
-    if gpus:
-        yield max(gpus, key=request.budget.cap)
-    yield CPU
+    if not gpus:
+        _check_runs(request, draft, CPU)
+        yield CPU
+        return
+    largest = max(gpus, key=request.budget.cap)
+    _check_runs(request, draft, largest)
+    yield largest
+    with suppress(UsageError):
+        _check_runs(request, draft, CPU)
+        yield CPU
+
+
+def _check_runs(request: PlanRequest, draft: AnyModel, device: str) -> None:
+    """What a checkpoint of its own must be to run there, its cells apart, which are the target's.
+
+    Raises:
+        UsageError: the engine cannot run it; the hint has what it can.
+    """
+    if isinstance(draft, CheckpointSpec):
+        gpus = [gpu for gpu in request.machine.gpus if gpu.id == device]
+        knobs = Knobs(flash_attn=request.knobs.flash_attn)
+        check_request(request.machine, draft, Workload(), knobs, gpus)
 
 
 def _beside(
@@ -156,7 +180,8 @@ def _beside(
         n_guessed=speed and speed[1],
         assumed_share=ASSUMED_SHARE,
     )
-    return replace(outcome, draft=model, notes=(*outcome.notes, note_of(model)))
+    notes = (*outcome.notes, note_of(model), *_beyond_training(draft, found))
+    return replace(outcome, draft=model, notes=notes)
 
 
 def note_of(draft: DraftModel) -> str:
@@ -169,6 +194,16 @@ def note_of(draft: DraftModel) -> str:
         return f"{place}: it does not pay, not even {assumed}"
     speed = f"decode {draft.decode_tok_s:.1f} tok/s with {draft.n_guessed} guessed in a step"
     return f"{place}: {speed}, {assumed}"
+
+
+def _beyond_training(draft: AnyModel, target: AnySettings) -> Iterator[str]:
+    """Its guesses are checked, so they may be poor."""
+    n_ctx = target.n_ctx // target.n_seq_max
+    if 0 < draft.n_ctx_train < n_ctx:
+        yield (
+            f"{draft.name} was trained for {draft.n_ctx_train} of the {n_ctx} tokens of a "
+            "sequence: beyond them few of its guesses will be right"
+        )
 
 
 def _settings(

@@ -9,7 +9,6 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import loadmaster
@@ -53,10 +52,10 @@ class LineChild:
                 pipe.close()
 
 
-def start_module(module: str, words: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
+def start_module(module: str) -> "subprocess.Popen[bytes]":
     """A module of ours as a process with two pipes and no secrets in its environment."""
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", module, *words],  # `-P`: the current folder shadows nothing
+        [sys.executable, "-P", "-m", module],  # `-P`: the current folder shadows nothing
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

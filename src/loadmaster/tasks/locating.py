@@ -10,8 +10,11 @@ from pathlib import Path
 from loadmaster.errors import DamagedFileError, LoadmasterError, NotFoundError, UsageError
 from loadmaster.model import store
 from loadmaster.model.checkpoint import AnyModel, CheckpointSpec
+from loadmaster.model.hf_config import CONFIG
+from loadmaster.model.hf_pooling import POOLING
 from loadmaster.model.hf_remote import RemoteCheckpoint, has_checkpoint, read_remote_checkpoint
 from loadmaster.model.hf_source import is_checkpoint, read_checkpoint
+from loadmaster.model.hf_vocabulary import TOKENIZER
 from loadmaster.model.http import Http
 from loadmaster.model.hub import Hub, check_online
 from loadmaster.model.reference import (
@@ -89,8 +92,11 @@ def locate_model(name: str, quantize: Quantize | None = None) -> Located:
         reference = parse_reference(name)
         if isinstance(reference, HubReference) and not reference.quantization:
             folder = store.find_checkpoint(reference)
-            if folder is not None and (quantize is not None or _find(reference) is None):
+            here = _find(reference)
+            if folder is not None and (quantize is not None or here is None):
                 return _local(folder)
+            if quantize is not None and here is None:
+                raise _not_here(reference, " --safetensors")
     return _local(locate(name))
 
 
@@ -121,12 +127,16 @@ def locate_header(name: str, quantize: Quantize | None = None) -> Located:
 
 
 def _local(path: Path) -> Located:
-    return Located(model=read_local(path))
+    model = read_local(path)
+    if isinstance(model, CheckpointSpec) and not (model.folder / TOKENIZER).is_file():
+        return Located(model=model, notes=(f"{TOKENIZER} is missing: it runs when that is there",))
+    return Located(model=model)
 
 
 def read_local(path: Path) -> AnyModel:
     """The header of a model's file or folder."""
-    return read_checkpoint(path) if is_checkpoint(path) else read_model(path)
+    no_gguf = path.is_dir() and not any(path.glob("*.gguf"))
+    return read_checkpoint(path) if no_gguf or is_checkpoint(path) else read_model(path)
 
 
 def _shape(reference: ShapeReference, quantize: Quantize | None) -> Located:
@@ -163,8 +173,9 @@ def check_has_weights(path: Path) -> None:
         NotFoundError: it is one.
     """
     if is_skeleton(path):
+        name = path.parent.name if path.name == CONFIG else path.name
         raise NotFoundError(
-            f"`{path.name}` was planned from its header alone: its weights are not on this machine",
+            f"`{name}` was planned from its header alone: its weights are not on this machine",
             hint="`loadmaster pull` the model, then plan it again",
         )
 
@@ -197,7 +208,8 @@ def _find_path(name: str) -> Path | None:
     return found[0] if found else None
 
 
-def _not_here(reference: Reference) -> NotFoundError:
+def _not_here(reference: Reference, which: str = "") -> NotFoundError:
+    """`which`: the flag of `pull` for one of several forms."""
     match reference:
         case PathReference(path=name):
             hint = "give a GGUF file or a folder of safetensors, or `demo` for the packaged model"
@@ -213,7 +225,7 @@ def _not_here(reference: Reference) -> NotFoundError:
                 hint=f"it has {shown}" if near else "`OLLAMA_MODELS` names its folder",
             )
     return NotFoundError(
-        f"`{reference}` is not on this machine", hint=f"`loadmaster pull {reference}`"
+        f"`{reference}` is not on this machine", hint=f"`loadmaster pull {reference}{which}`"
     )
 
 
@@ -268,14 +280,14 @@ def _is_checkpoint_repository(reference: HubReference, files: Sequence[RepoFile]
 def hub_checkpoint(
     hub: Hub, reference: HubReference, commit: str, files: Sequence[RepoFile]
 ) -> RemoteCheckpoint:
-    """Where a checkpoint's files are: those at the top of the repository."""
+    """Where a checkpoint's files are: those at the top of the repository, and how it pools."""
     return RemoteCheckpoint(
         name=reference.repo,
         commit=commit,
         urls={
             file.path: hub.file_url(reference, commit, file.path)
             for file in files
-            if "/" not in file.path and is_safe_file_path(file.path)
+            if file.path == POOLING or ("/" not in file.path and is_safe_file_path(file.path))
         },
     )
 

@@ -7,7 +7,7 @@ process total on each device stays at or under its cap (`total` rows).
 from dataclasses import dataclass
 
 from loadmaster.engine.types import MemoryReport
-from loadmaster.plan.types import CPU, BufferSizes, DevicePlan, Kind, Plan
+from loadmaster.plan.types import CPU, BufferSizes, DevicePlan, EngineSettings, Kind, Plan
 from loadmaster.units import Bytes
 
 TOTAL = "total"
@@ -46,7 +46,7 @@ def compare(plan: Plan, report: MemoryReport, *, parent_bytes: Bytes) -> tuple[M
     rows: list[MemoryRow] = []
     for device in plan.devices:
         measured = _buffers(report, device.id)
-        rows += _buffer_rows(device, measured)
+        rows += _buffer_rows(device, measured, kept=isinstance(plan.engine, EngineSettings))
         total = _process_total(device.id, report, parent_bytes)
         rows += _other_rows(device, measured, _drafted(report, device.id), total)
         rows += _draft_rows(device, report)
@@ -86,9 +86,15 @@ def _buffers(report: MemoryReport, device: str) -> BufferSizes | None:
     return next((row for row in report.buffers if row.device == device), None)
 
 
-def _buffer_rows(device: DevicePlan, measured: BufferSizes | None) -> list[MemoryRow]:
+def _buffer_rows(
+    device: DevicePlan, measured: BufferSizes | None, *, kept: bool
+) -> list[MemoryRow]:
+    """`kept`: the engine keeps a compute buffer; torch makes one in every step and drops it."""
     rows = []
     for kinds, field in _BUFFERS:
+        if "compute" in kinds and not kept:
+            rows += _dropped_rows(device)
+            continue
         mapped = device.mapped_bytes if device.id == CPU and "model" in kinds else Bytes(0)
         planned = Bytes(device.of(*kinds) + mapped)
         found: int = getattr(measured, field) if measured else 0
@@ -107,6 +113,21 @@ def _buffer_rows(device: DevicePlan, measured: BufferSizes | None) -> list[Memor
                 )
             )
     return rows
+
+
+def _dropped_rows(device: DevicePlan) -> list[MemoryRow]:
+    planned = device.of("compute")
+    if not planned:
+        return []
+    return [
+        MemoryRow(
+            device=device.id,
+            kind="compute",
+            planned_bytes=planned,
+            measured_bytes=None,
+            note="made and dropped in every step; the total has its peak",
+        )
+    ]
 
 
 def _sum(row: BufferSizes | None) -> int:

@@ -1,6 +1,6 @@
 """From a model, a machine and a budget to a plan: the thin driver around the pure planner."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -11,6 +11,7 @@ from loadmaster.model.checkpoint import AnyModel, CheckpointSpec
 from loadmaster.model.stamp import model_stamp
 from loadmaster.model.types import LayerKind, ModelSpec
 from loadmaster.plan.batch import JobOutline
+from loadmaster.plan.checks import checked_knobs
 from loadmaster.plan.hf_jobs import plan_checkpoint_job
 from loadmaster.plan.hf_planner import plan_checkpoint
 from loadmaster.plan.job_planning import JobPlan, job_planning
@@ -25,6 +26,7 @@ from loadmaster.plan.types import (
     Knobs,
     Overheads,
     Plan,
+    Shortfall,
     Sizing,
     SizingFailure,
     TransformersSettings,
@@ -33,6 +35,7 @@ from loadmaster.plan.types import (
 from loadmaster.units import Bytes, format_size
 
 DEMO = "demo"
+_SHORT_DEVICES = 2  # that a refusal names in its first line; its table has all
 Outcome = TypeVar("Outcome")
 
 
@@ -162,7 +165,7 @@ def plan_model(
         return outcome.plan if isinstance(outcome, JobPlan) else outcome
     if isinstance(request.model, CheckpointSpec):
         return _plan_checkpoint(request, request.model, alternatives=alternatives)
-    knobs, sizes = _checked_knobs(request), _no_sizes(sizer)
+    knobs, sizes = _knobs(request), _no_sizes(sizer)
     steps = planning(
         request.machine, request.gguf, request.workload, request.budget, knobs,
         request.overheads, sizes, stamp=model_stamp(request.model), alternatives=alternatives,
@@ -194,7 +197,7 @@ def plan_job(request: PlanRequest, sizer: Sizes | None) -> JobPlan | DoesNotFit:
             request.machine, request.model, request.job, request.workload, request.budget,
             request.knobs, request.overheads, stamp=model_stamp(request.model),
         )  # fmt: skip
-    knobs, sizes = _checked_knobs(request), _no_sizes(sizer)
+    knobs, sizes = _knobs(request), _no_sizes(sizer)
     steps = job_planning(
         request.machine, request.gguf, request.job, request.workload, request.budget, knobs,
         request.overheads, sizes, stamp=model_stamp(request.model),
@@ -202,30 +205,8 @@ def plan_job(request: PlanRequest, sizer: Sizes | None) -> JobPlan | DoesNotFit:
     return _answered(steps, request.gguf, sizer, sizes)
 
 
-def _checked_knobs(request: PlanRequest) -> Knobs:
-    _check_quantize(request)
-    check_n_ctx(request.gguf, request.workload)
-    _check_draft(request.knobs, request.gguf)
-    check_gpu_layers(request.knobs, request.machine)
-    return _clamped(request.knobs, request.gguf)
-
-
-def _check_quantize(request: PlanRequest) -> None:
-    if request.knobs.quantize is not None or request.knobs.double_quant is not None:
-        raise UsageError(
-            f"`{request.model.name}` is a GGUF in {request.model.quantization}, and `--quantize` "
-            "is for safetensors",
-            hint="leave `--quantize` out, or give a folder or a repository with safetensors",
-        )
-
-
-def _check_draft(knobs: Knobs, model: ModelSpec) -> None:
-    if knobs.n_draft and knobs.pooling is None and model.is_recurrent:
-        raise UsageError(
-            f"`{model.name}` keeps a recurrent state: what a step fed cannot be taken back, and "
-            "drafts need that",
-            hint="leave `--draft` out",
-        )
+def _knobs(request: PlanRequest) -> Knobs:
+    return checked_knobs(request.machine, request.gguf, request.workload, request.knobs)
 
 
 def _check_window(settings: AnySettings, model: CheckpointSpec) -> None:
@@ -262,48 +243,6 @@ def _answered(
         return outcome
 
 
-def check_n_ctx(model: ModelSpec, workload: Workload) -> None:
-    """Refuse more tokens than the model was trained for.
-
-    Raises:
-        UsageError: `n_ctx` is beyond the model's.
-    """
-    if workload.n_ctx is not None and workload.n_ctx > model.n_ctx_train > 0:
-        raise UsageError(
-            f"n_ctx {workload.n_ctx} is beyond the {model.n_ctx_train} tokens that `{model.name}` "
-            "was trained for",
-            hint=f"`--ctx {model.n_ctx_train}` is the most it takes",
-            numbers={"n_ctx": workload.n_ctx, "n_ctx_train": model.n_ctx_train},
-        )
-
-
-def check_gpu_layers(knobs: Knobs, machine: Machine) -> None:
-    """Refuse GPU layers where there is no GPU to hold them; llama.cpp ignores them instead.
-
-    Raises:
-        UsageError: layers are fixed, and the machine or the engine build has no GPU.
-    """
-    if knobs.n_gpu_layers and not machine.gpus:
-        raise UsageError(
-            f"`-ngl` fixes layers on the GPU, and {machine.name} has none that this engine drives",
-            hint="leave `-ngl` out; `loadmaster doctor` shows GPUs and engines",
-        )
-
-
-def _clamped(knobs: Knobs, model: ModelSpec) -> Knobs:
-    """`-ngl all` and `-ncmoe all` as what the model has."""
-
-    def at_most(value: int | None, limit: int) -> int | None:
-        return None if value is None else min(value, limit)
-
-    return replace(
-        knobs,
-        n_gpu_layers=at_most(knobs.n_gpu_layers, model.n_layer + 1),
-        n_cpu_moe=at_most(knobs.n_cpu_moe, model.n_layer),
-        n_cpu_ffn=at_most(knobs.n_cpu_ffn, model.n_layer),
-    )
-
-
 def require_plan(outcome: Plan | DoesNotFit) -> Plan:
     """The plan, or its refusal as an error.
 
@@ -312,10 +251,9 @@ def require_plan(outcome: Plan | DoesNotFit) -> Plan:
     """
     if isinstance(outcome, Plan):
         return outcome
-    devices = [_short_on(s.device, s.budget_bytes, s.need_bytes) for s in outcome.shortfalls]
     message = (
         f"`{outcome.model_name}` does not fit at n_ctx {outcome.engine.n_ctx}: "
-        + " and ".join(devices)
+        f"{_short_of(outcome.shortfalls)}"
     )
     flags = [" ".join(a.flags) for a in outcome.nearest]
     hint = f"{', '.join(f'`{flag}`' for flag in flags)} would fit" if flags else None
@@ -327,8 +265,17 @@ def require_plan(outcome: Plan | DoesNotFit) -> Plan:
     raise PlanRefusedError(message, outcome=outcome, hint=hint)
 
 
-def _short_on(device: str, budget_bytes: int, need_bytes: int) -> str:
-    place = "RAM" if device == "cpu" else f"VRAM of {device}"
-    return (
-        f"needs {format_size(need_bytes)} of the {place}, the budget is {format_size(budget_bytes)}"
-    )
+def _short_of(shortfalls: Sequence[Shortfall]) -> str:
+    """What is missing, on one line: of many devices the worst one and a count of the others."""
+    if len(shortfalls) <= _SHORT_DEVICES:
+        return " and ".join(map(_short_on, shortfalls))
+    worst = max(shortfalls, key=lambda one: one.bytes)
+    return f"{_short_on(worst)}, and {len(shortfalls) - 1} more devices have too little"
+
+
+def _short_on(short: Shortfall) -> str:
+    place = "RAM" if short.device == "cpu" else f"VRAM of {short.device}"
+    need, budget = format_size(short.need_bytes), format_size(short.budget_bytes)
+    if need == budget:  # they differ by less than is shown of them
+        need, budget = f"{short.need_bytes:,} bytes", f"{short.budget_bytes:,}"
+    return f"needs {need} of the {place}, the budget is {budget}"

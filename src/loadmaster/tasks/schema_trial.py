@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from loadmaster.engine.request_checks import check_schema_text
 from loadmaster.errors import UsageError
-from loadmaster.tasks.api.openai_requests import ANY_OBJECT
+from loadmaster.tasks.api.generation import ANY_OBJECT
 from loadmaster.tasks.line_child import LineChild
 
 CPU_LIMIT_S = 1.0

@@ -7,7 +7,6 @@ while the model loads (about 0.1 s) and stays, so a render costs about 1 ms.
 import json
 import signal
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Literal
 
 from loadmaster.errors import DamagedFileError, LoadmasterError, UsageError
@@ -100,12 +99,7 @@ class ChatTemplate:
     def __enter__(self) -> "ChatTemplate":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _ask(self, request: bytes) -> dict[str, str]:

@@ -1,43 +1,24 @@
 """A backend without a model, for tests: set speed, load time, memory and faults.
 
-Everything it prints says that it is fake. Options (JSON, all optional):
-
-    tok_s            tokens per second of decoding (default: no delay)
-    prefill_tok_s    tokens per second of prefill
-    load_s           time to load
-    n_vocab          size of the vocabulary (256 bytes and an end token at least)
-    memory_bytes     process memory that it reports
-    answer           what it says, over and over; the default names itself
-    eog_after        end the generation after so many tokens
-    fail_load        refuse to load, with this reason
-    over_budget      {"gpu:0": bytes}: what `memory` reports as used on a device
-    fault            {"kind": "raise" | "abort" | "segv" | "kill" | "stop" | "exit" | "garbage" |
-                      "oom", "at_step": n}: what happens at the n-th step, counted from 1
-    poison           a text that kills the process when a prompt with it has been fed
-    step_s           {"at_step": n, "seconds": s}: one long step
+Everything it prints says that it is fake.
 """
 
-import ctypes
 import os
-import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from loadmaster.engine.backends.fake_spec import FAULTS, FakeSpec
 from loadmaster.engine.backends.fake_speech import (
     END_TEXT,
     N_BYTES,
     N_EMBD,
     Speech,
     counts,
-    follow,
     likeness,
-    result,
 )
 from loadmaster.engine.backends.grammar import Grammars, byte_tokenizer
+from loadmaster.engine.backends.sampled import step_result
 from loadmaster.engine.meter import process_memory
 from loadmaster.engine.timing import Question, TimeLink, TimeProducts
 from loadmaster.engine.types import (
@@ -67,44 +48,9 @@ from loadmaster.plan.types import (
 from loadmaster.schema import from_json
 from loadmaster.units import Bytes, align
 
-ANSWER = "This is the fake engine: it has no model. "
 _CELL_BYTES = 64
 _PROGRESS_STEPS = 10
 _N_SEQ_IDS = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """What goes wrong, and at which step."""
-
-    kind: str
-    at_step: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LongStep:
-    """One step that takes its time."""
-
-    seconds: float
-    at_step: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FakeSpec:
-    """The options above."""
-
-    tok_s: float | None = None
-    prefill_tok_s: float | None = None
-    load_s: float = 0.0
-    n_vocab: int = N_BYTES + 1
-    memory_bytes: int | None = None
-    answer: str = ANSWER
-    eog_after: int | None = None
-    fail_load: str | None = None
-    over_budget: Mapping[str, int] = field(default_factory=dict)
-    fault: Fault | None = None
-    poison: str | None = None
-    step_s: LongStep | None = None
 
 
 class Fake:
@@ -271,15 +217,16 @@ class Fake:
                 raise EngineError(f"the fake engine has {len(cells)} cells, not {part.position}")
             cells += part.tokens
             self._swallow(cells)
-        speeches = self._speeches
-        said = {
-            part.seq_id: follow(
-                speeches[part.seq_id], part.tokens[len(part.tokens) - part.n_draft :]
+        speeches = {part.seq_id: self._speeches[part.seq_id] for part in work if part.sample}
+        chosen = {
+            part.seq_id: speeches[part.seq_id].follow(
+                part.tokens[len(part.tokens) - part.n_draft :]
             )
             for part in work
             if part.sample
         }
-        return result(said, speeches, [part.seq_id for part in work if part.n_draft])
+        constraints = {seq_id: one.constraint for seq_id, one in speeches.items()}
+        return step_result(chosen, constraints, [part.seq_id for part in work if part.n_draft])
 
     def decode_run(
         self, first: SequenceWork, n_max: int, go_on: Callable[[], bool], *, stop_at_eog: bool
@@ -317,7 +264,7 @@ class Fake:
     def _fault(self) -> None:
         fault = self._spec.fault
         if fault is not None and fault.at_step == self._n_steps:
-            _FAULTS[fault.kind]()
+            FAULTS[fault.kind]()
 
     def remove(self, seq_id: int, start: int) -> bool:
         cells = self._cells.setdefault(seq_id, [])
@@ -390,39 +337,3 @@ class Fake:
 
     def close(self) -> None:
         self._cells.clear()
-
-
-def _raise() -> None:
-    raise EngineError("the fake engine failed a step")
-
-
-def _send_garbage() -> None:
-    """Write what is no frame to every socket of this process."""
-    for descriptor in range(3, 64):
-        try:
-            if os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
-                os.write(descriptor, b"\xff" * 64)
-        except OSError:
-            continue
-
-
-def _run_out_of_memory() -> None:
-    """As the CUDA backend does it."""
-    print("CUDA error: out of memory", file=sys.stderr, flush=True)
-    os.abort()
-
-
-def _by_signal(number: int) -> Callable[[], Any]:
-    return lambda: os.kill(os.getpid(), number)
-
-
-_FAULTS: dict[str, Callable[[], Any]] = {
-    "raise": _raise,
-    "abort": os.abort,
-    "segv": lambda: ctypes.string_at(0),
-    "kill": _by_signal(signal.SIGKILL),
-    "stop": _by_signal(signal.SIGSTOP),
-    "exit": lambda: os._exit(3),
-    "garbage": _send_garbage,
-    "oom": _run_out_of_memory,
-}

@@ -1,10 +1,11 @@
 """What the fake backend says: its answer, JSON by a schema, log-probabilities, vectors, ranks."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loadmaster.engine.backends.grammar import Constraint
-from loadmaster.engine.types import Accepted, StepResult, TokenLogprob
+from loadmaster.engine.backends.sampled import Choice, follow
+from loadmaster.engine.types import TokenLogprob
 
 N_BYTES = 256  # a byte is a token; this one ends a text
 N_EMBD = 8
@@ -26,18 +27,20 @@ class Speech:
     constraint: Constraint | None
     said: int = 0
 
-    @property
-    def plain(self) -> bool:
-        """Whether nothing is reported beside its tokens."""
-        return self.n_top is None and self.constraint is None
-
     def ahead(self, n: int) -> list[int]:
         """What a draft model thinks it says next: every fifth token it gets wrong."""
         said = [self.answer[(self.said + self.seed + i) % len(self.answer)] for i in range(n)]
         return [t if (self.said + i) % 5 else N_BYTES - 1 for i, t in enumerate(said)]
 
-    def next(self) -> int:
-        """Its next token."""
+    def follow(self, draft: Sequence[int]) -> list[Choice]:
+        """What it says next, for as long as it is the draft."""
+        return follow(lambda _: self._next(), 0, draft, self.constraint)
+
+    def _next(self) -> Choice:
+        token = self._token()
+        return token, None if self.n_top is None else _logprob(token, self.n_top)
+
+    def _token(self) -> int:
         said, self.said = self.said, self.said + 1
         if self.constraint is not None:
             return _constrained(self.constraint)
@@ -54,41 +57,6 @@ def _constrained(constraint: Constraint) -> int:
     token: int = next(token for token in order if token in allowed)
     constraint.accept(token)
     return token
-
-
-def follow(speech: Speech, draft: Sequence[int]) -> list[int]:
-    """What it says next, for as long as it is the draft."""
-    said: list[int] = []
-    for expected in (*draft, None):
-        said.append(speech.next())
-        if said[-1] != expected or (speech.constraint is not None and speech.constraint.ended):
-            break
-    return said
-
-
-def result(
-    said: Mapping[int, Sequence[int]], speeches: Mapping[int, Speech], drafted: Collection[int]
-) -> StepResult:
-    """The result of a step in which these sequences said these tokens, some of them to a draft."""
-    tokens = {s: row[0] for s, row in said.items()}
-    special = {s: speeches[s] for s in tokens if not speeches[s].plain}
-    accepted = {s: _accepted(said[s][1:], speeches[s].n_top) for s in drafted}
-    if not special:
-        return StepResult(tokens=tokens, accepted=accepted)
-    constraints = {s: one.constraint for s, one in special.items() if one.constraint is not None}
-    reported = {s: one.n_top for s, one in special.items() if one.n_top is not None}
-    return StepResult(
-        tokens=tokens,
-        logprobs={s: _logprob(tokens[s], n_top) for s, n_top in reported.items()},
-        ended=[s for s, constraint in constraints.items() if constraint.ended],
-        failed={s: one.failure for s, one in constraints.items() if one.failure is not None},
-        accepted=accepted,
-    )
-
-
-def _accepted(tokens: Sequence[int], n_top: int | None) -> Accepted:
-    logprobs = () if n_top is None else tuple(_logprob(token, n_top) for token in tokens)
-    return Accepted(tokens=tuple(tokens), logprobs=logprobs)
 
 
 def _logprob(token: int, n_top: int) -> TokenLogprob:

@@ -6,6 +6,7 @@ from datetime import datetime
 
 import click
 
+from loadmaster.errors import FailedItemsError
 from loadmaster.interfaces.cli.batch_rehearsal import goes_on
 from loadmaster.interfaces.cli.batch_render import counts_text, finish_time, job_json
 from loadmaster.interfaces.cli.batch_watch import RunProgress, heeding_signals
@@ -16,8 +17,6 @@ from loadmaster.tasks.batch import jobs as batch_jobs
 from loadmaster.tasks.batch.jobs import Run, RunEnd
 from loadmaster.tasks.batch.opening import OpenJob, open_for_job, open_in_window
 from loadmaster.tasks.batch.outputs import default_error_path
-
-FAILED_ITEMS_EXIT_CODE = 8
 
 
 def run_job(
@@ -94,7 +93,7 @@ def _show(shelf: Shelf, end: RunEnd, progress: RunProgress, *, as_json: bool) ->
     if end.reason in ("interrupted", "cancelled"):
         click.get_current_context().exit(INTERRUPTED_EXIT_CODE)
     if end.reason == "finished" and counts.failed:
-        click.get_current_context().exit(FAILED_ITEMS_EXIT_CODE)
+        click.get_current_context().exit(FailedItemsError.exit_code)
 
 
 def _where(end: RunEnd) -> str:

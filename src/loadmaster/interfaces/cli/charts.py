@@ -6,6 +6,7 @@ from html import escape
 from math import log2, log10
 
 WIDTH = 720
+_HEIGHT = 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 130, 34, 46
 _COLOURS = ("#2a6fb0", "#c4460f", "#3a8a4d", "#8a5fb5", "#a08016")
 _STYLE = (
@@ -48,16 +49,16 @@ class Scale:
         return log2(value) if self.base == 2 else log10(value)
 
 
-def line_chart(title: str, x: Scale, y: Scale, lines: Sequence[Line], height: int = 340) -> str:
+def line_chart(title: str, x: Scale, y: Scale, lines: Sequence[Line]) -> str:
     """Lines over a grid, each named where it ends."""
-    frame = _Frame(x=x, y=y, height=height)
+    frame = _Frame(x=x, y=y)
     labels = _spread([frame.down(line.points[-1][1]) for line in lines])
     drawn = [
         part
         for line, label_at in zip(lines, labels, strict=True)
         for part in _line(line, frame, label_at)
     ]
-    return document(title, height, [*_grid(frame), *drawn])
+    return document(title, _HEIGHT, [*_grid(frame), *drawn])
 
 
 def document(title: str, height: int, body: Sequence[str]) -> str:
@@ -74,17 +75,16 @@ def document(title: str, height: int, body: Sequence[str]) -> str:
 class _Frame:
     x: Scale
     y: Scale
-    height: int
 
     def across(self, value: float) -> float:
         return _LEFT + self.x.at(value) * (WIDTH - _LEFT - _RIGHT)
 
     def down(self, value: float) -> float:
-        return self.height - _BOTTOM - self.y.at(value) * (self.height - _TOP - _BOTTOM)
+        return _HEIGHT - _BOTTOM - self.y.at(value) * (_HEIGHT - _TOP - _BOTTOM)
 
 
 def _grid(frame: _Frame) -> Iterator[str]:
-    bottom, right = frame.height - _BOTTOM, WIDTH - _RIGHT
+    bottom, right = _HEIGHT - _BOTTOM, WIDTH - _RIGHT
     for value in frame.x.ticks:
         at = frame.across(value)
         yield f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>'
@@ -93,7 +93,7 @@ def _grid(frame: _Frame) -> Iterator[str]:
         at = frame.down(value)
         yield f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>'
         yield text(_LEFT - 8, at + 4, f"{value:g}", "end")
-    yield text(_LEFT, frame.height - 8, f"{frame.x.label}; upwards: {frame.y.label}")
+    yield text(_LEFT, _HEIGHT - 8, f"{frame.x.label}; upwards: {frame.y.label}")
 
 
 def _line(line: Line, frame: _Frame, label_at: float) -> Iterator[str]:

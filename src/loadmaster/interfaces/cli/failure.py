@@ -84,7 +84,7 @@ def _usage(error: click.UsageError) -> Failure:
     hint = None
     if isinstance(error, click.NoSuchOption) and error.possibilities:
         close = ", ".join(f"`{name}`" for name in sorted(error.possibilities)[:3])
-        message = message.split("Did you mean")[0].rstrip(" .")
+        message = error.message.rstrip(".")  # without the guesses, which are the hint
         hint = f"did you mean {close}?"
     if hint is None and error.ctx is not None:
         hint = f"`{error.ctx.command_path} --help` lists what it takes"

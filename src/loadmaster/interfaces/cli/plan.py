@@ -17,7 +17,7 @@ from loadmaster.interfaces.cli.options import (
 )
 from loadmaster.plan.codec import plan_to_json
 from loadmaster.plan.compare import Limits
-from loadmaster.tasks.opening import Planner
+from loadmaster.tasks.planner import Planner
 from loadmaster.tasks.planning import PlanOptions, require_plan
 
 
@@ -100,14 +100,14 @@ def command(models: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **
     per hour; `loadmaster batch plan FILE` chooses the sequences too, from a file of requests.
 
     With --compare, MODEL may be given several times and may be a folder or a repository: each of
-    its files is planned, with an f16 and a q8_0 cache; of safetensors each of none, int8 and nf4.
+    its files is planned, with a 16-bit and a q8_0 cache; of safetensors each of none, int8 and nf4.
     """
     options = _with_workload(read_plan_options(given), given)
     if given["comparing"]:
         _compare(models, options, given, as_json=as_json, quiet=quiet)
         return
     _refuse_comparing(models, given)
-    planner = Planner(models[0], options, header_only=True)
+    planner = Planner(models[0], options, header_only=True).of_its_kind()
     plan = require_plan(planner.plan())
     if as_json:
         click.echo(json.dumps(plan_to_json(plan), ensure_ascii=False, indent=1))

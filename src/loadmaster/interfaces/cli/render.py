@@ -110,7 +110,9 @@ def settings_text(plan: Plan) -> str:
     else:
         flags = settings_flags(plan.engine, plan.workload)
     if plan.draft is not None:
-        flags.append(f"--draft {next(iter(plan.draft.model_files), plan.draft.model_name)}")
+        draft = plan.draft
+        typed = draft.reference or next(iter(draft.model_files), draft.model_name)
+        flags.append(f"--draft {typed}")
     elif plan.engine.n_draft:
         flags.append("--draft lookup")
     return "settings as flags\n" + _INDENT + " ".join(flags)
@@ -157,7 +159,8 @@ def prediction_text(predicted: Prediction) -> str:
         "table": "from a table of bandwidths, not measured here",
         "unknown": "from unknown bandwidths",
     }[predicted.basis]
-    first = f"predicted: {speeds}; decode is bound by {predicted.bound_by}; {basis}"
+    phase = "prefill" if predicted.decode_tok_s is None else "decode"
+    first = f"predicted: {speeds}; {phase} is bound by {predicted.bound_by}; {basis}"
     return "\n".join([first, *_levers(predicted)])
 
 
@@ -184,12 +187,15 @@ def _speeds(predicted: Prediction) -> str:
 
 def stages_text(plan: Plan) -> str:
     """Whose turn takes how long, where layers run one GPU after another."""
+    engine = plan.engine
+    if not isinstance(engine, TransformersSettings):
+        return ""
     rows = [
-        (stage.device, f"{stage.n_layers} layers", _filled(plan.device(stage.device)),
+        (stage.device, render_hf.stage_text(engine, stage), _filled(plan.device(stage.device)),
          f"{1000 * stage.decode_s:.1f} ms of a token")
         for stage in plan.predicted.stages
     ]  # fmt: skip
-    return "one GPU after another\n" + table(rows, right={1, 2, 3}) if rows else ""
+    return "one GPU after another\n" + table(rows, right={2, 3}) if rows else ""
 
 
 def _filled(device: DevicePlan) -> str:

@@ -1,8 +1,15 @@
 """Settings of the transformers engine as text, beside those of llama.cpp in `render`."""
 
+from collections import Counter
 from itertools import groupby
 
-from loadmaster.plan.types import CPU, AnySettings, TransformersSettings, Workload
+from loadmaster.plan.types import (
+    CPU,
+    AnySettings,
+    StageShare,
+    TransformersSettings,
+    Workload,
+)
 
 
 def layers_text(engine: TransformersSettings, n_layer: int) -> str:
@@ -13,8 +20,8 @@ def layers_text(engine: TransformersSettings, n_layer: int) -> str:
     numbered = [(int(name.rpartition(".")[2]), device) for name, device in rows]
     parts = []
     for device, group in groupby(sorted(numbered), key=lambda row: row[1]):
-        numbers = [number for number, _ in group]
-        parts.append(f"{numbers[0]}-{numbers[-1]} on {device}")
+        first, *others = [number for number, _ in group]
+        parts.append(f"{first}-{others[-1]} on {device}" if others else f"{first} on {device}")
     return "layers " + ", ".join(parts)
 
 
@@ -23,13 +30,37 @@ def settings_flags(engine: TransformersSettings, workload: Workload | None = Non
     flags = [*cells_flags(engine, workload), f"--quantize {engine.quantize}"]
     if engine.quantize in ("nf4", "fp4") and not engine.double_quant:
         flags.append("--no-double-quant")
-    devices = [device for name, device in engine.device_map if ".layers." in name]
-    if CPU in devices:
-        flags.append(f"-ngl {len(devices) - devices.count(CPU)}")
+    flags += _placement_flags(engine)
     flags += [f"-ctk {engine.type_k}", f"-ctv {engine.type_v}", f"-ub {engine.n_ubatch}"]
     if engine.attention == "eager":
         flags.append("-fa off")
     return [*flags, f"-t {engine.n_threads}"]
+
+
+def _placement_flags(engine: TransformersSettings) -> list[str]:
+    """None where one GPU has every layer: a planner does that by itself."""
+    if engine.device_map == (("", CPU),):
+        return ["-ngl 0"]
+    counts = layer_counts(engine)
+    on_gpus = {device: count for device, count in counts.items() if device != CPU}
+    flags = [f"-ngl {sum(on_gpus.values())}"] if CPU in counts else []
+    if len(on_gpus) > 1:
+        last = max(int(device.removeprefix("gpu:")) for device in on_gpus)
+        shares = [str(counts[f"gpu:{index}"]) for index in range(last + 1)]
+        flags.append("-ts " + ",".join(shares))
+    return flags
+
+
+def stage_text(engine: TransformersSettings, stage: StageShare) -> str:
+    """Whose layers a GPU runs: those of the CPU are sent to it."""
+    sent = stage.n_layers - layer_counts(engine)[stage.device]
+    own = f"{stage.n_layers - sent} layers"
+    return f"{own} and {sent} of the CPU" if sent else own
+
+
+def layer_counts(engine: TransformersSettings) -> Counter[str]:
+    """Layers by device, where they are on several."""
+    return Counter(device for name, device in engine.device_map if ".layers." in name)
 
 
 def cells_flags(engine: AnySettings, workload: Workload | None) -> list[str]:

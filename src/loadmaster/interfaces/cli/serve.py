@@ -105,7 +105,7 @@ def command(models: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **
     _announce(listening.host, port, offers, progress, as_json=as_json)
 
     def make_serving() -> Serving:
-        opener = Opener(options.plan, given["n_parallel"], strict=given["strict"])
+        opener = Opener(options.plan, given["n_parallel"], offers=offers, strict=given["strict"])
         return Serving(offers, options, opener, events=EventLog(_sayer(progress)))
 
     async def on_start(serving: Serving) -> None:

@@ -6,24 +6,17 @@ from starlette.routing import Route
 
 from loadmaster.interfaces.http.anthropic_writer import AnthropicWriter
 from loadmaster.interfaces.http.bodies import read_json
-from loadmaster.interfaces.http.generating import respond, scope_of, serving_of
-from loadmaster.interfaces.http.openai_routes import json_response
+from loadmaster.interfaces.http.generating import respond, serving_of
+from loadmaster.interfaces.http.writing import json_response
 from loadmaster.tasks.api.anthropic_requests import as_openai, chat_of
 from loadmaster.tasks.api.chat_requests import ChatPrompt, parse_tool_chat
-from loadmaster.tasks.serving.requests import Job
 
 
 async def messages(request: Request) -> Response:
     """POST /v1/messages"""
     asked = parse_tool_chat(as_openai(await read_json(request)))
     prompt = ChatPrompt(asked)
-    job = Job(
-        model=asked.model,
-        tokenize=prompt.tokenize,
-        generation=asked.generation,
-        prefix_scope=scope_of(request),
-    )
-    return await respond(request, job, AnthropicWriter(prompt.reader))
+    return await respond(request, asked, prompt.tokenize, AnthropicWriter(prompt.reader))
 
 
 async def count_tokens(request: Request) -> Response:

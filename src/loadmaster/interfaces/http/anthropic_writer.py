@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from loadmaster.engine.types import DoneEvent, TextEvent
-from loadmaster.interfaces.http.errors import as_ours, body_for, dumps
+from loadmaster.interfaces.http.errors import as_ours, body_for
 from loadmaster.interfaces.http.streams import EVENT_STREAM, PING, sse
-from loadmaster.interfaces.http.writing import Start
+from loadmaster.interfaces.http.writing import Start, dumps
 from loadmaster.tasks.api.answer_reading import (
     AnswerReader,
     Arguments,

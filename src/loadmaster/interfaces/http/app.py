@@ -25,9 +25,9 @@ from loadmaster.interfaces.http import (
 from loadmaster.interfaces.http.errors import as_ours, error_response
 from loadmaster.interfaces.http.generating import serving_of
 from loadmaster.interfaces.http.guard import Guard, Rules
-from loadmaster.interfaces.http.openai_routes import json_response
 from loadmaster.interfaces.http.openapi import document
 from loadmaster.interfaces.http.streams import ClientGoneError
+from loadmaster.interfaces.http.writing import json_response
 from loadmaster.tasks.serving.desk import open_desk
 from loadmaster.tasks.serving.host import Serving
 

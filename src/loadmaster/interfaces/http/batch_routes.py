@@ -7,7 +7,7 @@ from starlette.routing import Route
 from loadmaster.interfaces.http.bodies import read_json
 from loadmaster.interfaces.http.file_routes import desk_of, limit_of
 from loadmaster.interfaces.http.generating import scope_of
-from loadmaster.interfaces.http.openai_routes import json_response
+from loadmaster.interfaces.http.writing import json_response
 from loadmaster.tasks.api.batch_objects import page_object, parse_batch
 
 USUAL_LISTED, MOST_LISTED = 20, 100

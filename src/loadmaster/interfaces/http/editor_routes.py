@@ -8,16 +8,15 @@ from starlette.routing import Route
 
 from loadmaster.interfaces.http.bodies import read_json
 from loadmaster.interfaces.http.editor_writer import EditorWriter
-from loadmaster.interfaces.http.generating import respond, scope_of, serving_of
-from loadmaster.interfaces.http.openai_routes import json_response
+from loadmaster.interfaces.http.generating import respond, serving_of
 from loadmaster.interfaces.http.openai_writers import FillWriter
+from loadmaster.interfaces.http.writing import json_response
 from loadmaster.tasks.api.answer_reading import AnswerReader
 from loadmaster.tasks.api.chat_requests import parse_tool_chat
 from loadmaster.tasks.api.openai_fields import Fields
 from loadmaster.tasks.api.openai_requests import CompletionRequest, parse_completion
 from loadmaster.tasks.opening import Opened
 from loadmaster.tasks.serving.requests import (
-    Job,
     Tokenize,
     check_text,
     infill_tokens,
@@ -52,13 +51,7 @@ def _extra(fields: Fields) -> str:
 
 
 async def _answer(request: Request, asked: CompletionRequest, tokenize: Tokenize) -> Response:
-    job = Job(
-        model=asked.model,
-        tokenize=tokenize,
-        generation=asked.generation,
-        prefix_scope=scope_of(request),
-    )
-    return await respond(request, job, EditorWriter())
+    return await respond(request, asked, tokenize, EditorWriter())
 
 
 async def fim(request: Request) -> Response:
@@ -71,13 +64,7 @@ async def fim(request: Request) -> Response:
         if isinstance(prompt, str)
         else prompt_tokens(asked.prompts)
     )
-    job = Job(
-        model=asked.model,
-        tokenize=tokenize,
-        generation=asked.generation,
-        prefix_scope=scope_of(request),
-    )
-    return await respond(request, job, FillWriter(asked.generation, AnswerReader))
+    return await respond(request, asked, tokenize, FillWriter(asked.generation, AnswerReader))
 
 
 def as_openai(body: dict[str, Any]) -> dict[str, Any]:

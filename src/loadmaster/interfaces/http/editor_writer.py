@@ -1,9 +1,9 @@
 """llama-server's own form of an answer, which editors read."""
 
 from loadmaster.engine.types import DoneEvent, TextEvent
-from loadmaster.interfaces.http.errors import as_ours, dumps
+from loadmaster.interfaces.http.errors import as_ours
 from loadmaster.interfaces.http.streams import EVENT_STREAM, PING, sse
-from loadmaster.interfaces.http.writing import Start
+from loadmaster.interfaces.http.writing import Start, dumps
 from loadmaster.tasks.api import openai_answers as answers
 from loadmaster.tasks.api.openai_answers import Body, Gathering
 from loadmaster.tasks.serving.answer import PartEvent

@@ -1,6 +1,5 @@
 """Errors over HTTP, in the form that the client of each route reads."""
 
-import json
 from typing import Any
 
 from starlette.responses import Response
@@ -12,6 +11,7 @@ from loadmaster.errors import (
     EngineStalledError,
     LoadmasterError,
 )
+from loadmaster.interfaces.http.writing import dumps
 from loadmaster.tasks.api.openai_answers import error_body
 
 _RETRY_AFTER_S = 2
@@ -85,10 +85,3 @@ def _headers(error: LoadmasterError) -> dict[str, str]:
     if may_pass(error):
         return {"retry-after": str(error.numbers.get("retry_after_s") or _RETRY_AFTER_S)}
     return {"x-should-retry": "false"}  # clients would load the model twice more
-
-
-def dumps(value: object) -> bytes:
-    """Compact JSON; a NaN is a defect of ours."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(
-        "utf-8", errors="backslashreplace"
-    )

@@ -13,8 +13,8 @@ from starlette.routing import Route
 from loadmaster.errors import NotFoundError
 from loadmaster.interfaces.http.generating import scope_of
 from loadmaster.interfaces.http.multipart import Form, boundary_of, read_form
-from loadmaster.interfaces.http.openai_routes import json_response
 from loadmaster.interfaces.http.streams import PieceStream
+from loadmaster.interfaces.http.writing import json_response
 from loadmaster.jobs.file_shelf import KeptFile, check_room
 from loadmaster.tasks.api.batch_objects import deleted_object, file_object, page_object
 from loadmaster.tasks.api.openai_fields import BadFieldError

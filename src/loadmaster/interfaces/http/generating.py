@@ -14,14 +14,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from loadmaster.engine.types import DoneEvent
-from loadmaster.interfaces.http.errors import as_ours, dumps
+from loadmaster.interfaces.http.errors import as_ours
 from loadmaster.interfaces.http.guard import SCOPE_KEY
 from loadmaster.interfaces.http.streams import PieceStream, while_connected
-from loadmaster.interfaces.http.writing import Start, Writer
+from loadmaster.interfaces.http.writing import Start, Writer, dumps
+from loadmaster.tasks.api.chat_requests import ToolChat
 from loadmaster.tasks.api.openai_answers import Gathering
+from loadmaster.tasks.api.openai_requests import CompletionRequest
 from loadmaster.tasks.serving.answer import Answer
 from loadmaster.tasks.serving.host import Serving
-from loadmaster.tasks.serving.requests import Job, check_choices, check_writes, engine_requests
+from loadmaster.tasks.serving.requests import (
+    Job,
+    Tokenize,
+    check_choices,
+    check_writes,
+    engine_requests,
+)
 
 # How long a stream may be without headers, so that a refusal can have a status of its own.
 GRACE_S = 0.25
@@ -73,9 +81,17 @@ async def begin(serving: Serving, job: Job) -> Begun:
         return Begun(start=start, answer=answer, held=stack.pop_all())
 
 
-async def respond(request: Request, job: Job, writer: Writer) -> Response:
+async def respond(
+    request: Request, asked: ToolChat | CompletionRequest, tokenize: Tokenize, writer: Writer
+) -> Response:
     """The response to a request for text, whole or streamed."""
     serving = serving_of(request)
+    job = Job(
+        model=asked.model,
+        tokenize=tokenize,
+        generation=asked.generation,
+        prefix_scope=scope_of(request),
+    )
     if not job.generation.stream:
         body = await while_connected(request, _whole(serving, job, writer))
         return Response(dumps(body), media_type="application/json")

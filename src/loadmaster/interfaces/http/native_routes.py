@@ -12,11 +12,10 @@ from loadmaster import __version__
 from loadmaster.errors import LoadmasterError, UsageError
 from loadmaster.interfaces.http import metrics
 from loadmaster.interfaces.http.bodies import read_json
-from loadmaster.interfaces.http.errors import dumps
 from loadmaster.interfaces.http.front_page import front_page
 from loadmaster.interfaces.http.generating import serving_of
-from loadmaster.interfaces.http.openai_routes import json_response
 from loadmaster.interfaces.http.streams import PieceStream, sse
+from loadmaster.interfaces.http.writing import dumps, json_response
 from loadmaster.plan.codec import plan_to_json
 from loadmaster.schema import to_json
 from loadmaster.tasks.doctor import diagnosis_json, examine

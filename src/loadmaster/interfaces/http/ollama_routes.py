@@ -11,10 +11,10 @@ from starlette.routing import Route
 
 from loadmaster import __version__
 from loadmaster.interfaces.http.bodies import read_json
-from loadmaster.interfaces.http.generating import respond, scope_of, serving_of
+from loadmaster.interfaces.http.generating import respond, serving_of
 from loadmaster.interfaces.http.ollama_writer import OllamaWriter, stamp
-from loadmaster.interfaces.http.openai_routes import json_response
 from loadmaster.interfaces.http.streams import while_connected
+from loadmaster.interfaces.http.writing import json_response
 from loadmaster.tasks.api.chat_requests import ChatPrompt, parse_tool_chat
 from loadmaster.tasks.api.ollama_requests import as_openai, keep_alive_s
 from loadmaster.tasks.api.openai_fields import Fields
@@ -24,7 +24,6 @@ from loadmaster.tasks.serving.facts import ModelFacts, capabilities, model_facts
 from loadmaster.tasks.serving.host import Serving
 from loadmaster.tasks.serving.model import ServedModel
 from loadmaster.tasks.serving.requests import (
-    Job,
     Tokenize,
     chat_tokens,
     infill_tokens,
@@ -59,7 +58,7 @@ async def _tag(serving: Serving, model_id: str) -> dict[str, Any]:
 def _details(facts: ModelFacts) -> dict[str, Any]:
     return {
         "parent_model": "",
-        "format": "gguf",
+        "format": facts.file_format,
         "family": facts.architecture,
         "families": [facts.architecture],
         "parameter_size": "",
@@ -123,13 +122,7 @@ async def chat(request: Request) -> Response:
     asked = parse_tool_chat(as_openai(body))
     _note_keep_alive(request, body)
     prompt = ChatPrompt(asked)
-    job = Job(
-        model=asked.model,
-        tokenize=prompt.tokenize,
-        generation=asked.generation,
-        prefix_scope=scope_of(request),
-    )
-    return await respond(request, job, OllamaWriter(prompt.reader))
+    return await respond(request, asked, prompt.tokenize, OllamaWriter(prompt.reader))
 
 
 async def generate(request: Request) -> Response:
@@ -139,13 +132,7 @@ async def generate(request: Request) -> Response:
         return await _only_load(request, body, "response", "")
     asked = parse_completion(as_openai(body))
     _note_keep_alive(request, body)
-    job = Job(
-        model=asked.model,
-        tokenize=_generate_tokens(Fields(body)),
-        generation=asked.generation,
-        prefix_scope=scope_of(request),
-    )
-    return await respond(request, job, OllamaWriter())
+    return await respond(request, asked, _generate_tokens(Fields(body)), OllamaWriter())
 
 
 def _generate_tokens(fields: Fields) -> Tokenize:

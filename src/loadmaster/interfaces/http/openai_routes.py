@@ -8,11 +8,11 @@ from starlette.routing import Route
 
 from loadmaster.errors import UsageError
 from loadmaster.interfaces.http.bodies import read_json
-from loadmaster.interfaces.http.errors import dumps
-from loadmaster.interfaces.http.generating import respond, scope_of, serving_of
+from loadmaster.interfaces.http.generating import respond, serving_of
 from loadmaster.interfaces.http.openai_writers import ChatWriter, CompletionWriter
 from loadmaster.interfaces.http.responses_writer import ResponsesWriter
 from loadmaster.interfaces.http.streams import while_connected
+from loadmaster.interfaces.http.writing import json_response
 from loadmaster.tasks.api import openai_answers
 from loadmaster.tasks.api.chat_requests import ChatPrompt, parse_tool_chat
 from loadmaster.tasks.api.openai_fields import BadFieldError, Fields
@@ -27,29 +27,19 @@ from loadmaster.tasks.serving.embedding import embed, rank
 from loadmaster.tasks.serving.facts import capabilities, model_facts
 from loadmaster.tasks.serving.host import Serving
 from loadmaster.tasks.serving.requests import (
-    Job,
     Tokenize,
     infill_tokens,
     prompt_tokens,
 )
 
 
-def json_response(value: object, status: int = 200) -> Response:
-    """Compact JSON."""
-    return Response(dumps(value), status_code=status, media_type="application/json")
-
-
 async def chat_completions(request: Request) -> Response:
     """POST /v1/chat/completions"""
     asked = parse_tool_chat(await read_json(request))
     prompt = ChatPrompt(asked)
-    job = Job(
-        model=asked.model,
-        tokenize=prompt.tokenize,
-        generation=asked.generation,
-        prefix_scope=scope_of(request),
+    return await respond(
+        request, asked, prompt.tokenize, ChatWriter(asked.generation, prompt.reader)
     )
-    return await respond(request, job, ChatWriter(asked.generation, prompt.reader))
 
 
 async def responses(request: Request) -> Response:
@@ -57,25 +47,18 @@ async def responses(request: Request) -> Response:
     body = await read_json(request)
     asked = parse_tool_chat(responses_as_chat(body))
     prompt = ChatPrompt(asked)
-    job = Job(
-        model=asked.model,
-        tokenize=prompt.tokenize,
-        generation=asked.generation,
-        prefix_scope=scope_of(request),
-    )
-    return await respond(request, job, ResponsesWriter(prompt.reader, body))
+    return await respond(request, asked, prompt.tokenize, ResponsesWriter(prompt.reader, body))
 
 
 async def completions(request: Request) -> Response:
     """POST /v1/completions"""
     asked = parse_completion(await read_json(request))
-    job = Job(
-        model=asked.model,
-        tokenize=_completion_tokens(asked),
-        generation=asked.generation,
-        prefix_scope=scope_of(request),
+    return await respond(
+        request,
+        asked,
+        _completion_tokens(asked),
+        CompletionWriter(asked.generation, _echoed(asked)),
     )
-    return await respond(request, job, CompletionWriter(asked.generation, _echoed(asked)))
 
 
 def _completion_tokens(asked: CompletionRequest) -> Tokenize:

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from loadmaster.engine.types import DoneEvent, TextEvent
-from loadmaster.interfaces.http.errors import as_ours, dumps
+from loadmaster.interfaces.http.errors import as_ours
 from loadmaster.interfaces.http.streams import EVENT_STREAM, PING, sse
-from loadmaster.interfaces.http.writing import Start
+from loadmaster.interfaces.http.writing import Start, dumps
 from loadmaster.tasks.api import openai_answers as answers
 from loadmaster.tasks.api.answer_reading import (
     AnswerReader,
@@ -20,8 +20,8 @@ from loadmaster.tasks.api.answer_reading import (
     Said,
     Thought,
 )
+from loadmaster.tasks.api.generation import Generation
 from loadmaster.tasks.api.openai_answers import Body, Gathering, Usage, usage_of
-from loadmaster.tasks.api.openai_requests import Generation
 from loadmaster.tasks.serving.answer import PartEvent
 
 DONE = b"data: [DONE]\n\n"

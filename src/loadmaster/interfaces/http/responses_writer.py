@@ -5,9 +5,9 @@ import uuid
 from collections.abc import Iterable
 
 from loadmaster.engine.types import DoneEvent, TextEvent
-from loadmaster.interfaces.http.errors import as_ours, dumps
+from loadmaster.interfaces.http.errors import as_ours
 from loadmaster.interfaces.http.streams import EVENT_STREAM, PING, sse
-from loadmaster.interfaces.http.writing import Start
+from loadmaster.interfaces.http.writing import Start, dumps
 from loadmaster.tasks.api.answer_reading import (
     AnswerReader,
     Arguments,

@@ -1,11 +1,26 @@
 """What every API's writer is: how an answer is put into bytes, streamed or whole."""
 
+import json
 from dataclasses import dataclass
 from typing import Protocol
+
+from starlette.responses import Response
 
 from loadmaster.engine.types import DoneEvent
 from loadmaster.tasks.api.openai_answers import Gathering
 from loadmaster.tasks.serving.answer import PartEvent
+
+
+def dumps(value: object) -> bytes:
+    """Compact JSON; a NaN is a defect of ours."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(
+        "utf-8", errors="backslashreplace"
+    )
+
+
+def json_response(value: object, status: int = 200) -> Response:
+    """Compact JSON."""
+    return Response(dumps(value), status_code=status, media_type="application/json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

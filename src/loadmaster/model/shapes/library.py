@@ -121,11 +121,12 @@ def compared_quantizations(shape: Shape) -> tuple[str, ...]:
 
 def _unknown_quantization(shape: Shape, wanted: str) -> NotFoundError:
     known = quantizations_of(shape)
-    near = difflib.get_close_matches(wanted.upper(), known, n=4, cutoff=0.4)
+    near = difflib.get_close_matches(wanted.upper(), (*known, *QUANTIZATIONS), n=4, cutoff=0.4)
     if shape.only:
         why = f"{', '.join(known)}: its published weights are in that type"
         return NotFoundError(f"`{shape.name}` has no {wanted}", hint=f"it has {why}")
-    shown = f"nearest: {', '.join(near)}" if near else f"it has {', '.join(known)}"
+    has = f"it has {', '.join(known)}; of safetensors {', '.join(QUANTIZATIONS)}"
+    shown = f"nearest: {', '.join(near)}" if near else has
     return NotFoundError(f"`{shape.name}` has no {wanted}", hint=shown)
 
 

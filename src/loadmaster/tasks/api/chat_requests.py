@@ -6,8 +6,9 @@ from typing import Any
 
 from loadmaster.errors import UsageError
 from loadmaster.tasks.api.answer_reading import THINK, AnswerReader
+from loadmaster.tasks.api.generation import Generation
 from loadmaster.tasks.api.openai_fields import BadFieldError, Fields
-from loadmaster.tasks.api.openai_requests import Generation, parse_chat
+from loadmaster.tasks.api.openai_requests import parse_chat
 from loadmaster.tasks.api.tool_requests import Tools, calls_for_template, read_tools
 from loadmaster.tasks.opening import Opened
 from loadmaster.tasks.serving.requests import Tokenize, Tokens, check_text

@@ -16,7 +16,8 @@ from loadmaster.tasks.batch.planning import plan_outline
 from loadmaster.tasks.batch.policy import BatchSettings, Clock, StopReason
 from loadmaster.tasks.batch.progress import Watcher
 from loadmaster.tasks.locating import locate_model
-from loadmaster.tasks.opening import Planner, open_planned
+from loadmaster.tasks.opening import open_planned
+from loadmaster.tasks.planner import Planner
 from loadmaster.tasks.planning import PlanOptions
 from loadmaster.tasks.progress import Progress
 

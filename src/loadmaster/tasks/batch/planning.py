@@ -13,7 +13,7 @@ from loadmaster.tasks.batch.outline import (
     read_outline,
 )
 from loadmaster.tasks.batch.vectors import plan_vectors
-from loadmaster.tasks.opening import Planner
+from loadmaster.tasks.planner import Planner
 from loadmaster.tasks.planning import PlanOptions, require_plan
 
 

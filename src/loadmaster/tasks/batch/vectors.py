@@ -9,12 +9,12 @@ from loadmaster.plan.batch import JobOutline
 from loadmaster.plan.job_planning import JobPlan
 from loadmaster.plan.types import AnySettings
 from loadmaster.plan.vectors import predict_vectors
-from loadmaster.tasks.opening import Planner
+from loadmaster.tasks.planner import Planner
 from loadmaster.tasks.planning import PlanRequest, require_plan
+from loadmaster.tasks.vectors import EMBED_N_CTX
 from loadmaster.units import align
 
-# Tokens of one input where lengths are not known to the last, and the fewest that fill a step.
-_EMBED_N_CTX = 2048
+# The fewest tokens that fill a step.
 _LEAST_N_UBATCH = 512
 _MOST_EMBED_SEQUENCES = 64  # inputs of one call
 _WORTH_IT = 0.97  # fewer prompts in a step must end the job this much sooner
@@ -92,5 +92,5 @@ def _longest_input(request: PlanRequest, job: JobOutline) -> int:
     asked = request.workload.n_ctx
     if asked is None:
         known = align(job.longest, _LEAST_N_UBATCH)
-        asked = known if job.lengths == "exact" else max(known, _EMBED_N_CTX)
+        asked = known if job.lengths == "exact" else max(known, EMBED_N_CTX)
     return max(1, min(asked, model.n_ctx_train or asked))

@@ -8,12 +8,12 @@ rarer types of weights.
 
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from loadmaster.engine.process import Engine
 from loadmaster.engine.timing import TimeProducts
-from loadmaster.engine.types import EngineBuild, VirtualDevice
+from loadmaster.engine.types import EngineBuild
 from loadmaster.machine.measurements import AttentionTime, DeviceTimes, Measurements, ProductTime
 from loadmaster.machine.types import Machine
 from loadmaster.plan.types import CPU
@@ -52,8 +52,6 @@ def measure_machine(
     folder: Path,
     *,
     n_threads: int | None = None,
-    devices: Sequence[VirtualDevice] = (),
-    backend: str = "llamacpp",
     report: Callable[[str], None] = lambda _: None,
 ) -> Measurements:
     """Time everything, in a worker of its own; `folder` is where models are kept.
@@ -66,9 +64,9 @@ def measure_machine(
     report("disk")
     disk = disk_read_bytes_s(folder)
     report("a step")
-    with Engine.start(build, backend=backend) as engine:
+    with Engine.start(build) as engine:
         steps = probe_steps(engine, threads)
-    with Engine.start(build, devices=devices, backend=backend) as engine:
+    with Engine.start(build) as engine:
         asker = Asker(engine.time, deadline=start + TIME_LIMIT_S)
         names = {facts.id: facts.description for facts in engine.devices()}
         names = {CPU: machine.cpu.name or "CPU", **names}

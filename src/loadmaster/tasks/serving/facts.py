@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from loadmaster.model.checkpoint import AnyModel
 from loadmaster.model.types import ModelSpec
+from loadmaster.plan.types import Quantize
 from loadmaster.tasks.locating import locate_model
 from loadmaster.tasks.serving.host import Serving
 from loadmaster.tasks.serving.model import ServedModel
@@ -23,7 +24,8 @@ class ModelFacts:
     n_layer: int
     file_bytes: int
     architecture: str
-    quantization: str
+    file_format: str  # `gguf` or `safetensors`
+    quantization: str  # as stored; of an open model, as it is in memory
     name: str
     path: str
     mtime_s: float
@@ -45,7 +47,8 @@ def capabilities(model: ServedModel, facts: ModelFacts) -> list[str]:
 async def model_facts(serving: Serving, model: ServedModel) -> ModelFacts:
     """The facts of a model; its header is read once."""
     if model.header is None:
-        model.header = await model.call(_read, model.offer.model)
+        quantize = serving.options.plan.knobs.quantize
+        model.header = await model.call(_read, model.offer.model, quantize)
     known = model.header
     asked = model.offer.n_ctx or serving.options.plan.workload.n_ctx
     n_ctx = min(asked or known.n_ctx_train, known.n_ctx_train or asked or 0)
@@ -53,13 +56,14 @@ async def model_facts(serving: Serving, model: ServedModel) -> ModelFacts:
         n_ctx = n_ctx_of(model.opened)
     facts = _facts(known, n_ctx)
     if model.opened is not None:  # the engine knows such tokens by their texts too
-        fills = model.opened.session.loaded.fim_middle is not None
-        facts = replace(facts, fills_middle=fills)
+        session = model.opened.session
+        fills = session.loaded.fim_middle is not None
+        facts = replace(facts, fills_middle=fills, quantization=session.plan.quantization)
     return facts
 
 
-def _read(model: str) -> AnyModel:
-    return locate_model(model).model
+def _read(model: str, quantize: Quantize | None) -> AnyModel:
+    return locate_model(model, quantize).model
 
 
 def _facts(spec: AnyModel, n_ctx: int) -> ModelFacts:
@@ -73,12 +77,13 @@ def _facts(spec: AnyModel, n_ctx: int) -> ModelFacts:
         n_layer=spec.n_layer,
         file_bytes=spec.file_bytes,
         architecture=spec.architecture,
+        file_format="safetensors" if header is None else "gguf",
         quantization=spec.quantization,
         name=spec.name,
         path=str(first.path),
         mtime_s=first.mtime_ns / 1e9,
         chat_template=spec.chat_template,
         digest=f"{first.inode:x}-{first.size_bytes:x}",
-        embeds=header is not None and header.pooling is not None,
+        embeds=spec.pooling is not None,
         fills_middle=header is not None and any(key in header.metadata for key in _FIM_KEYS),
     )

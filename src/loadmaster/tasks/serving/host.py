@@ -298,7 +298,7 @@ class Serving:
 
     # -- unloading
 
-    async def unload(self, model: ServedModel, kind: str = "unloaded", why: str = "asked") -> bool:
+    async def unload(self, model: ServedModel) -> bool:
         """Drain a model, stop its worker, and have its memory back; False when none is loaded."""
         async with self._turn:
             if model.state == "failed":  # a person looked at it: the breaker closes
@@ -306,7 +306,7 @@ class Serving:
                 self._breaker.close(model.id)
                 self._fitting.forget_limit(model)
                 return True
-            return await self._unload(model, kind, why)
+            return await self._unload(model, "unloaded", "asked")
 
     async def _unload(self, model: ServedModel, kind: str, why: str) -> bool:
         if model.opened is None or model.state != "ready":

@@ -16,7 +16,6 @@ from loadmaster.plan.types import CPU, Plan
 from loadmaster.tasks.opening import Opened
 from loadmaster.tasks.serving.answer import Mailbox
 
-PROBE_S = 30.0
 # A probe takes at most this part of the time, however slow the model is.
 PROBE_SHARE = 0.01
 # Predicted times are of an idle machine; other programs, swap and a cold disk are no faults.

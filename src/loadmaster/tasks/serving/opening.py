@@ -1,19 +1,23 @@
 """Planning and opening one model of several: what the others hold is not there to plan with."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from loadmaster.errors import UsageError
+from loadmaster.errors import LoadmasterError, UsageError
 from loadmaster.machine.detect import detect_machine
-from loadmaster.model.types import Pooling
-from loadmaster.plan.types import CPU, DoesNotFit, Plan
+from loadmaster.model.checkpoint import CheckpointSpec
+from loadmaster.plan.types import CPU, DoesNotFit, Knobs, Plan
 from loadmaster.tasks.confinement import require_workers
-from loadmaster.tasks.opening import Opened, Planner, open_planned
-from loadmaster.tasks.planning import PlanOptions, PlanRequest, require_plan
+from loadmaster.tasks.locating import locate_model
+from loadmaster.tasks.opening import Opened, open_planned
+from loadmaster.tasks.planner import Planner
+from loadmaster.tasks.planning import PlanOptions, require_plan
 from loadmaster.tasks.progress import Progress
 from loadmaster.tasks.serving.types import Offer
+from loadmaster.tasks.vectors import for_vectors
 from loadmaster.units import MIB, Bytes, format_size
 
 Ledger = Mapping[str, Bytes]  # bytes per device
@@ -22,8 +26,6 @@ BACK_TIMEOUT_S = 10.0
 # A driver gives memory back in granules, and other programs breathe meanwhile.
 BACK_TOLERANCE_BYTES = 64 * MIB
 _PARALLEL_STEPS = (4, 2, 1)
-# Tokens of a text to embed, where `--ctx` says nothing: retrieval cuts texts into less.
-EMBED_N_CTX = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +69,17 @@ class Opener:
     """Plans and opens models under one budget. Its methods block: call them off the event loop."""
 
     def __init__(
-        self, options: PlanOptions, n_parallel: int | None, *, strict: bool = False
+        self,
+        options: PlanOptions,
+        n_parallel: int | None,
+        *,
+        offers: Iterable[Offer] = (),
+        strict: bool = False,
     ) -> None:
-        """`n_parallel` None: four sequences, or as many as the plan allows."""
+        """`n_parallel` None: four sequences, or as many as the plan allows. `offers`: all models
+        that `options` are for."""
         self._options = options
+        self._offers = offers
         self._n_parallel = n_parallel
         self._strict = strict
         self._total: Ledger | None = None  # the caps at the first plan, when nothing was open
@@ -94,11 +103,12 @@ class Opener:
         workload = replace(self._options.workload, kind="serve", n_seq_max=n_parallel)
         if offer.n_ctx is not None:
             workload = replace(workload, n_ctx=offer.n_ctx)
-        planner = Planner(offer.model, replace(self._options, workload=workload, server=True))
+        options = replace(self._options_for(offer), workload=workload, server=True)
+        planner = Planner(offer.model, options)
         planner.require_build()
         pooling = planner.request.model.pooling or ("mean" if offer.embeds else None)
         if pooling is not None:
-            planner.request = _for_vectors(planner.request, pooling)
+            planner.request = for_vectors(planner.request, pooling)
         now = planner.request.budget.caps
         if self._total is None:
             self._total = dict(now)
@@ -107,6 +117,17 @@ class Opener:
             reason = "less what other models hold" if share.taken else "less than before"
             planner.request = planner.request.with_caps(caps, reason)
         return planner
+
+    def _options_for(self, offer: Offer) -> PlanOptions:
+        """Where `--quantize` is for another model, GGUF files and checkpoints that come quantized
+        beside it stay as they are; where it is for none, each refuses it."""
+        knobs = self._options.knobs
+        wished = knobs.quantize is not None or knobs.double_quant is not None
+        if not wished or _takes_quantize(offer, knobs) or not any(
+            _takes_quantize(one, knobs) for one in self._offers
+        ):  # fmt: skip
+            return self._options
+        return replace(self._options, knobs=replace(knobs, quantize=None, double_quant=None))
 
     def _cap(self, device: str, free_bytes: int, share: Share) -> Bytes:
         assert self._total is not None
@@ -118,12 +139,12 @@ class Opener:
         return Bytes(max(0, cap))
 
 
-def _for_vectors(request: PlanRequest, pooling: Pooling) -> PlanRequest:
-    """A prompt is pooled within one ubatch, so that is as long as a prompt may be."""
-    asked = request.workload.n_ctx or EMBED_N_CTX
-    n_ctx = min(asked, request.model.n_ctx_train or asked)
-    knobs = replace(request.knobs, pooling=pooling, n_ubatch=request.knobs.n_ubatch or n_ctx)
-    return replace(request, knobs=knobs, workload=replace(request.workload, n_ctx=n_ctx))
+def _takes_quantize(offer: Offer, knobs: Knobs) -> bool:
+    """Whether a model's weights can be quantized while they load."""
+    with suppress(LoadmasterError):
+        found = locate_model(offer.model, knobs.quantize).model
+        return isinstance(found, CheckpointSpec) and found.stored is None
+    return False
 
 
 def ledger_of(plan: Plan) -> Ledger:

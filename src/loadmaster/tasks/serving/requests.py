@@ -7,8 +7,9 @@ from typing import Any
 
 from loadmaster.engine.types import GenerateRequest
 from loadmaster.errors import ContextLengthError, UsageError
+from loadmaster.tasks.api.generation import Generation
 from loadmaster.tasks.api.openai_fields import BadFieldError
-from loadmaster.tasks.api.openai_requests import Generation, Prompt
+from loadmaster.tasks.api.openai_requests import Prompt
 from loadmaster.tasks.opening import Opened
 
 MOST_CHOICES = 8
@@ -91,7 +92,7 @@ def chat_tokens(messages: Sequence[Mapping[str, Any]]) -> Tokenize:
     return tokenize
 
 
-def prompt_tokens(prompts: Sequence[Prompt], *, param: str = "prompt") -> Tokenize:
+def prompt_tokens(prompts: Sequence[Prompt]) -> Tokenize:
     """Prompts as they are: special tokens in a text are tokens, and lists of tokens stay."""
 
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
@@ -106,7 +107,7 @@ def prompt_tokens(prompts: Sequence[Prompt], *, param: str = "prompt") -> Tokeni
         largest = max(tokens)
         if largest >= n_vocab:
             raise BadFieldError(
-                param, f"`{param}`: token {largest} is none of the model's {n_vocab}"
+                "prompt", f"`prompt`: token {largest} is none of the model's {n_vocab}"
             )
         return tokens
 

@@ -1,20 +1,16 @@
 """The sampler of every sequence: its chain, and what a schema or log-probabilities add to it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from loadmaster.engine.backends.grammar import Grammars
+from loadmaster.engine.backends.grammar import Constraint, Grammars
 from loadmaster.engine.backends.llamacpp.library import Library
 from loadmaster.engine.backends.llamacpp.logprobs import Chooser, Logits
 from loadmaster.engine.backends.llamacpp.opened import OpenModel
 from loadmaster.engine.backends.llamacpp.sampling import make_chain
-from loadmaster.engine.types import (
-    Accepted,
-    OutputRules,
-    SamplingParams,
-    StepResult,
-    TokenLogprob,
-)
+from loadmaster.engine.backends.sampled import Choice, follow, step_result
+from loadmaster.engine.types import OutputRules, SamplingParams, StepResult
 
 
 class Samplers:
@@ -60,70 +56,36 @@ class Samplers:
 
     def choose(self, outputs: Sequence[tuple[int, int]]) -> StepResult:
         """A token for each (sequence, row) of the step that has just run."""
-        sample, context, chains = self._api.llama_sampler_sample, self._opened.context, self._chains
         if not self._choosers:
+            sample, context = self._api.llama_sampler_sample, self._opened.context
+            chains = self._chains
             return StepResult(tokens={s: sample(chains[s], context, row) for s, row in outputs})
-        choosers = self._choosers
-        tokens: dict[int, int] = {}
-        logprobs: dict[int, TokenLogprob] = {}
-        for seq_id, row in outputs:
-            if seq_id not in choosers:
-                tokens[seq_id] = sample(chains[seq_id], context, row)
-                continue
-            tokens[seq_id], logprob = choosers[seq_id].choose(row)
-            if logprob is not None:
-                logprobs[seq_id] = logprob
-        return StepResult(tokens=tokens, logprobs=logprobs, **self._ends(tokens))
+        chosen = {seq_id: [self._choose(seq_id, row)] for seq_id, row in outputs}
+        return step_result(chosen, self._constraints(chosen))
 
     def check(
         self, outputs: Sequence[tuple[int, int]], drafts: Mapping[int, Sequence[int]]
     ) -> StepResult:
-        """As `choose`; a sequence with a draft goes on with its next row for as long as its token
-        is the draft's, and its value is not complete."""
-        tokens: dict[int, int] = {}
-        logprobs: dict[int, TokenLogprob] = {}
-        accepted: dict[int, Accepted] = {}
-        for seq_id, row in outputs:
-            chosen = self._follow(seq_id, row, drafts.get(seq_id, ()))
-            found = [logprob for _, logprob in chosen if logprob is not None]
-            tokens[seq_id] = chosen[0][0]
-            accepted[seq_id] = Accepted(
-                tokens=tuple(token for token, _ in chosen[1:]), logprobs=tuple(found[1:])
-            )
-            if found:
-                logprobs[seq_id] = found[0]
-        return StepResult(tokens=tokens, logprobs=logprobs, accepted=accepted, **self._ends(tokens))
+        """As `choose`; a sequence with a draft goes on with its next row as `follow` says."""
+        chosen = {
+            s: follow(partial(self._choose, s), row, drafts.get(s, ()), self._constraint(s))
+            for s, row in outputs
+        }
+        return step_result(chosen, self._constraints(chosen), chosen)
 
-    def _follow(
-        self, seq_id: int, row: int, draft: Sequence[int]
-    ) -> list[tuple[int, TokenLogprob | None]]:
-        """The tokens that a sequence samples from `row` on."""
-        chain, context = self._chains[seq_id], self._opened.context
+    def _choose(self, seq_id: int, row: int) -> Choice:
         chooser = self._choosers.get(seq_id)
-        chosen: list[tuple[int, TokenLogprob | None]] = []
-        for expected in (*draft, None):
-            if chooser is None:
-                token = self._api.llama_sampler_sample(chain, context, row + len(chosen))
-                chosen.append((token, None))
-            else:
-                chosen.append(chooser.choose(row + len(chosen)))
-                if chooser.constraint is not None and chooser.constraint.ended:
-                    break
-            if chosen[-1][0] != expected:
-                break
-        return chosen
+        if chooser is not None:
+            return chooser.choose(row)
+        sample = self._api.llama_sampler_sample
+        return sample(self._chains[seq_id], self._opened.context, row), None
 
-    def _ends(self, tokens: Mapping[int, int]) -> Any:
-        """What of the step's sequences their schemas have ended."""
-        constraints = {
-            seq_id: chooser.constraint
-            for seq_id, chooser in self._choosers.items()
-            if seq_id in tokens and chooser.constraint is not None
-        }
-        return {
-            "ended": [seq_id for seq_id, constraint in constraints.items() if constraint.ended],
-            "failed": {s: one.failure for s, one in constraints.items() if one.failure is not None},
-        }
+    def _constraint(self, seq_id: int) -> Constraint | None:
+        chooser = self._choosers.get(seq_id)
+        return None if chooser is None else chooser.constraint
+
+    def _constraints(self, chosen: Collection[int]) -> dict[int, Constraint | None]:
+        return {seq_id: self._constraint(seq_id) for seq_id in chosen}
 
     def move(self, source: int, target: int) -> None:
         """The sampler of `source` is that of `target` now, wherever it stands."""

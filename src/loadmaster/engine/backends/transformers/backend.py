@@ -12,7 +12,7 @@ import torch
 from loadmaster.engine.backends.grammar import Grammars
 from loadmaster.engine.backends.transformers import attention, cuda, timing
 from loadmaster.engine.backends.transformers.drafter import Drafter
-from loadmaster.engine.backends.transformers.environment import trim
+from loadmaster.engine.backends.transformers.environment import reuse_blocks, trim
 from loadmaster.engine.backends.transformers.kept import TYPES
 from loadmaster.engine.backends.transformers.kernels import attention_text
 from loadmaster.engine.backends.transformers.opened import OpenModel, filler
@@ -38,7 +38,7 @@ from loadmaster.engine.types import (
     SequenceWork,
     StepResult,
 )
-from loadmaster.errors import EngineError, EngineRefusedError, UsageError
+from loadmaster.errors import EngineError, EngineRefusedError, LoadmasterError, UsageError
 from loadmaster.model.checkpoint import CheckpointSpec
 from loadmaster.model.hf_source import checkpoint_folder, read_checkpoint
 from loadmaster.plan.types import AnySettings, Sizing, SizingFailure, TransformersSettings
@@ -57,6 +57,7 @@ class Transformers:
     name = "transformers"
 
     def __init__(self) -> None:
+        cuda.prefer_flash()
         self._stop_load = False
         self._open: OpenModel | VectorModel | None = None
         self._vocabulary: Vocabulary | None = None
@@ -79,6 +80,7 @@ class Transformers:
 
     def time(self, question: Question) -> tuple[float, ...] | None:
         opened = self._open if isinstance(self._open, OpenModel) else None
+        reuse_blocks()  # as the products of an open model do
         return timing.answer(question, opened)
 
     def open_vocabulary(self, model_path: Path) -> LoadedModel:
@@ -94,24 +96,45 @@ class Transformers:
         model = read_checkpoint(request.model_path)
         check_settings(model, settings)
         torch.set_num_threads(settings.n_threads)
-        cuda.cap(request.device_caps)
         maps = [settings.device_map]
         if request.draft is not None and isinstance(request.draft.settings, TransformersSettings):
             maps.append(request.draft.settings.device_map)
         self._used = tuple(sorted({device for one in maps for _, device in one}))
+        cuda.check_present(self._used)
+        cuda.cap(request.device_caps)
+        try:
+            told = self._opened(request, model, settings, progress)
+        except LoadmasterError as error:
+            # Its frames hold what was loaded, and so does what it came of.
+            refusal = error.with_traceback(None)
+            refusal.__context__ = None
+        else:
+            return self._words.describe(**told, load_s=time.monotonic() - started)
+        self.close()
+        raise refusal
+
+    def _opened(
+        self,
+        request: LoadRequest,
+        model: CheckpointSpec,
+        settings: TransformersSettings,
+        progress: Callable[[float], bool],
+    ) -> dict[str, Any]:
+        """Open the model, and its draft before it; what is told of them."""
         vocabulary = self._vocabulary = Vocabulary(model.folder)
         if request.draft is not None:
             self._draft_model = self._open_draft(request.draft, progress)
         self._open = opened = self._load(model, settings, progress)
         told = self._told(opened, vocabulary, model)
         trim()
+        reuse_blocks()
         told["attention"] = attention_text(
             model,
             opened.device,
             TYPES[settings.compute_type],
             plain=settings.attention == "eager",
         )
-        return vocabulary.describe(**told, load_s=time.monotonic() - started)
+        return told
 
     def _told(
         self, opened: OpenModel | VectorModel, vocabulary: Vocabulary, model: CheckpointSpec
@@ -152,8 +175,10 @@ class Transformers:
         except _LoadStopped:
             raise EngineRefusedError(f"the load of `{model.name}` was stopped") from None
         except (RuntimeError, MemoryError, ValueError, ImportError) as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise EngineRefusedError(f"the engine cannot load `{model.name}`: {reason}") from None
+            raise EngineRefusedError(
+                f"the engine cannot load `{model.name}`: {cuda.words_of(error)}",
+                hint=cuda.hint_of(error),
+            ) from None
 
     def _open_draft(self, draft: DraftLoad, progress: Callable[[float], bool]) -> OpenModel:
         settings = draft.settings

@@ -64,7 +64,8 @@ class OpenModel:
             self.logits(PackedStep([filler(0, 1, 0)]))
         except (RuntimeError, MemoryError) as error:
             raise EngineRefusedError(
-                f"the engine cannot open the model: {words_of(error)}"
+                f"the engine cannot open the model: {cuda.words_of(error)}",
+                hint=cuda.hint_of(error),
             ) from None
         self.slots.clear()
 
@@ -85,7 +86,9 @@ class OpenModel:
         except StepCutError:
             return None
         except (RuntimeError, MemoryError) as error:
-            raise EngineError(f"the engine failed a step: {words_of(error)}") from None
+            raise EngineError(
+                f"the engine failed a step: {cuda.words_of(error)}", hint=cuda.hint_of(error)
+            ) from None
         for part in work:
             self.slots.written(part.seq_id, part.position + len(part.tokens))
         return packed, logits
@@ -128,11 +131,6 @@ class OpenModel:
 def filler(seq_id: int, n_tokens: int, position: int) -> SequenceWork:
     """Tokens that mean nothing."""
     return SequenceWork(seq_id=seq_id, tokens=(0,) * n_tokens, position=position, sample=True)
-
-
-def words_of(error: BaseException) -> str:
-    """What torch said, on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def windows_of(spec: CheckpointSpec) -> list[int | None]:

@@ -21,6 +21,7 @@ from loadmaster.engine.backends.transformers.making import (
     Int8InParts,
     n_tiles,
 )
+from loadmaster.engine.backends.transformers.packed import PARTS, PackedExperts, PackedLinear
 from loadmaster.engine.backends.transformers.scaled import (
     DTYPES,
     SCALES,
@@ -29,7 +30,7 @@ from loadmaster.engine.backends.transformers.scaled import (
     Sized,
 )
 from loadmaster.errors import EngineRefusedError
-from loadmaster.model.checkpoint import CheckpointSpec
+from loadmaster.model.checkpoint import CheckpointSpec, Stored
 from loadmaster.plan.hf_weights import FP8_TILE, owner_of
 
 _METHOD = "loadmaster"
@@ -37,19 +38,24 @@ _EXPERT = re.compile(r"model\.layers\.(\d+)\..*\.experts\.(\d+)\.(\w+)$")
 _GATES, _DOWNS = ("gate_proj", "w1"), ("down_proj", "w2")
 _MADE = ("weight", "gate_up_proj", "down_proj")  # what is quantized while it loads
 _FP8 = torch.float8_e4m3fn
+_MARKS = (*SCALES, "qweight")  # what tells a quantized matrix
 Table = Mapping[str, Sized]
 
 
 class ScaledConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """Says that matrices are those of `scaled`: as a checkpoint has them, or made into FP8."""
+    """Says that matrices are those of `scaled` and `packed`: as a checkpoint has them, or made into
+    FP8."""
 
-    def __init__(self, model: CheckpointSpec) -> None:
+    def __init__(self, model: CheckpointSpec, shuffled: frozenset[str] = frozenset()) -> None:
+        """`shuffled` are the packed matrices whose columns are in another order than their
+        groups."""
         self.quant_method = _METHOD
         self.model = model
+        self.shuffled = shuffled
 
 
 class ScaledQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Puts the modules of `scaled` in place, and fills them."""
+    """Puts the modules of `scaled` and `packed` in place, and fills them."""
 
     requires_calibration = False
     quantization_config: ScaledConfig
@@ -71,17 +77,19 @@ class ScaledQuantizer(HfQuantizer):  # type: ignore[misc]
             made = None
             with torch.device("meta"):
                 if type(module) is nn.Linear:
-                    made = self._linear(module, tables.get(name), name in left)
+                    made = self._linear(name, module, tables.get(name), name in left)
                 elif name.endswith(".experts"):
                     layer = int(name.split(".layers.")[1].partition(".")[0])
                     made = self._experts(module, experts.get(layer))
             if made is not None:
                 model.set_submodule(name, made)
 
-    def _linear(self, linear: nn.Linear, table: Table | None, left: bool) -> nn.Module | None:
+    def _linear(
+        self, name: str, linear: nn.Linear, table: Table | None, left: bool
+    ) -> nn.Module | None:
         stored = self.quantization_config.model.stored
         if stored is not None:
-            return ScaledLinear(linear, table, stored.block, stored.bits) if table else None
+            return self._stored_linear(name, linear, table, stored) if table else None
         if left:
             return None
         made: Table = {
@@ -89,6 +97,15 @@ class ScaledQuantizer(HfQuantizer):  # type: ignore[misc]
             "weight" + SUFFIX: (torch.float32, n_tiles(*linear.weight.shape)),
         }
         return ScaledLinear(linear, made, FP8_TILE)
+
+    def _stored_linear(
+        self, name: str, linear: nn.Linear, table: Table, stored: Stored
+    ) -> nn.Module:
+        if "qweight" not in table:
+            return ScaledLinear(linear, table, stored.block, stored.bits)
+        in_order = name not in self.quantization_config.shuffled
+        has_bias = any(t.name == f"{name}.bias" for t in self.quantization_config.model.tensors)
+        return PackedLinear(linear, table, stored, in_order=in_order, has_bias=has_bias)
 
     def _experts(self, experts: nn.Module, tables: Mapping[str, Table] | None) -> nn.Module | None:
         stored = self.quantization_config.model.stored
@@ -101,10 +118,44 @@ class ScaledQuantizer(HfQuantizer):  # type: ignore[misc]
             return ScaledExperts(experts, SUFFIX, made, FP8_TILE)
         if tables is None:
             return None
+        if any("qweight" in table for table in tables.values()):
+            return self._packed_experts(experts, tables, stored)
         suffix, scales = _scales_of_experts(tables)
         # Converters of the family that stack weights then stack their scales alike.
         self.serialized_names = {"weight": ["weight", "weight" + suffix]}
         return ScaledExperts(experts, suffix, scales, stored.block or FP8_TILE)
+
+    def _packed_experts(
+        self, experts: nn.Module, tables: Mapping[str, Table], stored: Stored
+    ) -> nn.Module:
+        model = self.quantization_config.model
+        if any(_EXPERT.match(t.module) and t.name.endswith(".bias") for t in model.tensors):
+            raise EngineRefusedError(
+                "experts of the checkpoint have biases, which the model has not",
+                hint="take the unquantized checkpoint and `--quantize fp8`, or a GGUF of it",
+            )
+        by_name = {
+            name: next((tables[one] for one in names if one in tables), {})
+            for name, names in (("gate_up_proj", _GATES), ("down_proj", _DOWNS))
+        }
+        in_order = not any(_EXPERT.match(name) for name in self.quantization_config.shuffled)
+        return PackedExperts(experts, by_name, stored, in_order=in_order)
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """Converters of the family that stack the experts' weights stack what they are packed
+        into alike."""
+        names = {name for name, _ in model.named_parameters()}
+        found = super().update_weight_conversions(weight_conversions, model)
+        for converter in weight_conversions:
+            sources = getattr(converter, "_original_source_patterns", ())
+            targets = getattr(converter, "_original_target_patterns", ())
+            for part in PARTS:
+                made = [f"{target}_{part}" for target in targets]
+                if any(name.endswith(tuple(made)) for name in names):
+                    stacked = [source.removesuffix("weight") + part for source in sources]
+                    operations = list(converter.operations)
+                    found.append(converter.copy(stacked, made, operations=operations))
+        return list(found)
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         """Whether a tensor of the file is made into FP8."""
@@ -124,7 +175,7 @@ def _tables(model: CheckpointSpec) -> dict[str, dict[str, Sized]]:
         name = tensor.name.rpartition(".")[2]
         if name != "bias":
             found.setdefault(tensor.module, {})[name] = (DTYPES[tensor.dtype], tensor.shape)
-    return {name: table for name, table in found.items() if any(one in table for one in SCALES)}
+    return {name: table for name, table in found.items() if any(one in table for one in _MARKS)}
 
 
 def _experts(tables: Mapping[str, Table]) -> dict[int, dict[str, Table]]:

@@ -2,19 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from loadmaster.engine.backends.grammar import Constraint, Grammars
+from loadmaster.engine.backends.sampled import Choice, follow, step_result
 from loadmaster.engine.backends.transformers.sampling import Sampler
-from loadmaster.engine.types import (
-    Accepted,
-    OutputRules,
-    SamplingParams,
-    StepResult,
-    TokenLogprob,
-)
+from loadmaster.engine.types import OutputRules, SamplingParams, StepResult, TokenLogprob
 
 MAX_TOP = 20
 
@@ -67,13 +63,8 @@ class Samplers:
             return StepResult(tokens={seq_id: likeliest[row] for seq_id, row in outputs})
         # A copy: samplers write to their rows, and a bfloat16's steps are too wide to add to.
         rows = logits.to(device="cpu", dtype=torch.float32, copy=True)
-        tokens: dict[int, int] = {}
-        logprobs: dict[int, TokenLogprob] = {}
-        for seq_id, row in outputs:
-            tokens[seq_id], logprob = self._choose(choosers[seq_id], rows[row])
-            if logprob is not None:
-                logprobs[seq_id] = logprob
-        return StepResult(tokens=tokens, logprobs=logprobs, **_ends(choosers))
+        chosen = {s: [self._choose(choosers[s], rows, row)] for s, row in outputs}
+        return step_result(chosen, _constraints(choosers))
 
     def check(
         self,
@@ -81,37 +72,21 @@ class Samplers:
         outputs: Sequence[tuple[int, int]],
         drafts: Mapping[int, Sequence[int]],
     ) -> StepResult:
-        """As `choose`; a sequence with a draft goes on with its next row for as long as its token
-        is the draft's, and its value is not complete."""
+        """As `choose`; a sequence with a draft goes on with its next row as `follow` says."""
         choosers = {seq_id: self._choosers[seq_id] for seq_id, _ in outputs}
+        constraints = _constraints(choosers)
         rows = logits.to(device="cpu", dtype=torch.float32, copy=True)
-        tokens: dict[int, int] = {}
-        logprobs: dict[int, TokenLogprob] = {}
-        accepted: dict[int, Accepted] = {}
-        for seq_id, row in outputs:
-            chosen = self._follow(choosers[seq_id], rows[row:], drafts.get(seq_id, ()))
-            found = [logprob for _, logprob in chosen if logprob is not None]
-            tokens[seq_id] = chosen[0][0]
-            accepted[seq_id] = Accepted(
-                tokens=tuple(token for token, _ in chosen[1:]), logprobs=tuple(found[1:])
+        chosen = {
+            s: follow(
+                partial(self._choose, choosers[s], rows), row, drafts.get(s, ()), constraints[s]
             )
-            if found:
-                logprobs[seq_id] = found[0]
-        return StepResult(tokens=tokens, logprobs=logprobs, accepted=accepted, **_ends(choosers))
+            for s, row in outputs
+        }
+        return step_result(chosen, constraints, chosen)
 
-    def _follow(
-        self, chooser: _Chooser, rows: Any, draft: Sequence[int]
-    ) -> list[tuple[int, TokenLogprob | None]]:
-        chosen: list[tuple[int, TokenLogprob | None]] = []
-        for expected in (*draft, None):
-            chosen.append(self._choose(chooser, rows[len(chosen)]))
-            ended = chooser.constraint is not None and chooser.constraint.ended
-            if ended or chosen[-1][0] != expected:
-                break
-        return chosen
-
-    def _choose(self, chooser: _Chooser, logits: Any) -> tuple[int, TokenLogprob | None]:
+    def _choose(self, chooser: _Chooser, rows: Any, row: int) -> Choice:
         """A row's token; its log-probability is that before mask and sampling."""
+        logits = rows[row]
         logs = None if chooser.n_top is None else torch.log_softmax(logits, dim=-1)
         if chooser.constraint is not None:
             logits[~_allowed(chooser.constraint, logits.numel())] = float("-inf")
@@ -132,13 +107,8 @@ class Samplers:
         )
 
 
-def _ends(choosers: Mapping[int, _Chooser]) -> Any:
-    """What of these sequences their schemas have ended."""
-    bound = {s: one.constraint for s, one in choosers.items() if one.constraint is not None}
-    return {
-        "ended": [seq_id for seq_id, one in bound.items() if one.ended],
-        "failed": {s: one.failure for s, one in bound.items() if one.failure is not None},
-    }
+def _constraints(choosers: Mapping[int, _Chooser]) -> dict[int, Constraint | None]:
+    return {seq_id: one.constraint for seq_id, one in choosers.items()}
 
 
 def _allowed(constraint: Constraint, n_vocab: int) -> Any:

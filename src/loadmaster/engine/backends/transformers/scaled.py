@@ -5,6 +5,7 @@ What is multiplied are the numbers that a checkpoint stands for, in the type tha
 activations are not quantized.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ DTYPES: Mapping[str, Any] = {
 Tile = tuple[int, int]  # rows and columns that share a scale
 SCALES = ("weight_scale_inv", "weight_scale")
 Sized = tuple[torch.dtype, tuple[int, ...]]
-_HALVES = {"gate_up_proj": 2, "down_proj": 1}  # matrices of an expert that are one parameter
+HALVES = {"gate_up_proj": 2, "down_proj": 1}  # matrices of an expert that are one parameter
 _PER_WORD = 32  # bits of what small integers are packed into
 
 
@@ -47,7 +48,7 @@ class ScaledLinear(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.out_features, self.in_features = linear.out_features, linear.in_features
         for name, (dtype, shape) in tensors.items():
-            self.register_parameter(name, _parameter(shape, dtype))
+            self.register_parameter(name, parameter(shape, dtype))
         self.register_parameter("bias", linear.bias)
         self._scale = next(name for name in SCALES if name in tensors)
         self._packed = bits if "weight_packed" in tensors else 0
@@ -70,7 +71,7 @@ class ScaledLinear(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Any) -> Any:
         """The product, row by row of the matrix, a part at a time."""
-        return _product(x, self.out_features, self.in_features, self._part, self.bias)
+        return product(x, self.out_features, self.in_features, self._part, self.bias)
 
     def _part(self, start: int, stop: int, dtype: torch.dtype) -> Any:
         """Some rows of the matrix as numbers."""
@@ -96,19 +97,12 @@ class ScaledLinear(nn.Module):  # type: ignore[misc]
         return _off(values, grid[start - first * words :], 0, (1, self._tile[1]))
 
 
-class ScaledExperts(nn.Module):  # type: ignore[misc]
-    """The experts of a layer: their matrices in FP8, stacked as transformers stacks them."""
+class ExpertsInParts(nn.Module):  # type: ignore[misc]
+    """The experts of a layer, stacked as transformers stacks them."""
 
-    def __init__(self, experts: Any, suffix: str, scales: Mapping[str, Sized], block: Tile) -> None:
-        """`scales` are those of one gate and of one down matrix, called so with the suffix."""
+    def __init__(self, experts: Any) -> None:
         super().__init__()
         self.num_experts, self.act_fn = experts.down_proj.shape[0], experts.act_fn
-        self._suffix, self._block = suffix, block
-        for name, (dtype, one) in scales.items():
-            shape = tuple(getattr(experts, name).shape)
-            self.register_parameter(name, _parameter(shape, torch.float8_e4m3fn))
-            stacked = (shape[0], _HALVES[name] * one[0], *one[1:])
-            self.register_parameter(name + suffix, _parameter(stacked, dtype))
 
     def forward(self, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
         """Each expert that was chosen, with the rows that chose it."""
@@ -124,26 +118,52 @@ class ScaledExperts(nn.Module):  # type: ignore[misc]
             out.index_add_(0, rows, made.to(out.dtype))
         return out
 
+    @abstractmethod
     def _product(self, name: str, expert: int, half: int, x: Any) -> Any:
         """With one matrix of an expert; gate and up are halves of one."""
-        matrix = getattr(self, name)[expert].chunk(_HALVES[name])[half]
-        scales = _as_grid(getattr(self, name + self._suffix)[expert].chunk(_HALVES[name])[half])
+
+
+class ScaledExperts(ExpertsInParts):
+    """Experts whose matrices are in FP8."""
+
+    def __init__(self, experts: Any, suffix: str, scales: Mapping[str, Sized], block: Tile) -> None:
+        """`scales` are those of one gate and of one down matrix, called so with the suffix."""
+        super().__init__(experts)
+        self._suffix, self._block = suffix, block
+        for name, (dtype, one) in scales.items():
+            shape = tuple(getattr(experts, name).shape)
+            self.register_parameter(name, parameter(shape, torch.float8_e4m3fn))
+            stacked = (shape[0], HALVES[name] * one[0], *one[1:])
+            self.register_parameter(name + suffix, parameter(stacked, dtype))
+
+    def _product(self, name: str, expert: int, half: int, x: Any) -> Any:
+        """With one matrix of an expert; gate and up are halves of one."""
+        matrix = getattr(self, name)[expert].chunk(HALVES[name])[half]
+        scales = _as_grid(getattr(self, name + self._suffix)[expert].chunk(HALVES[name])[half])
         tile = _tile(tuple(matrix.shape), tuple(scales.shape), self._block)
 
         def part(start: int, stop: int, dtype: torch.dtype) -> Any:
             return _scale_rows(matrix[start:stop].float(), scales, start, tile).to(dtype)
 
-        return _product(x, matrix.shape[0], matrix.shape[1], part, None)
+        return product(x, matrix.shape[0], matrix.shape[1], part, None)
 
 
-def _parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+def parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
 
 
-def _product(
-    x: Any, rows: int, columns: int, part: Callable[[int, int, torch.dtype], Any], bias: Any
+def product(
+    x: Any,
+    rows: int,
+    columns: int,
+    part: Callable[[int, int, torch.dtype], Any],
+    bias: Any,
+    *,
+    each: int = 1,
 ) -> Any:
+    """With a matrix of which so many rows are written out at a time, a multiple of `each`."""
     step = max(1, (PART_ON_CPU if x.device.type == "cpu" else PART_ON_GPU) // columns)
+    step = max(each, step - step % each)
     if step >= rows:
         return functional.linear(x, part(0, rows, x.dtype), bias)
     out = x.new_empty((*x.shape[:-1], rows))
@@ -185,7 +205,7 @@ def _tile(shape: tuple[int, int], grid: tuple[int, int], block: Tile | None) -> 
 def _scale_rows(values: Any, scales: Any, start: int, tile: Tile) -> Any:
     """Multiply rows in F32, of which `start` is the first, by their scales, in place: the product
     is rounded once, when it is cast."""
-    for part, factor in _tiles(values, scales, start, tile):
+    for part, factor in tiles(values, scales, start, tile):
         part.mul_(factor)
     return values
 
@@ -193,12 +213,12 @@ def _scale_rows(values: Any, scales: Any, start: int, tile: Tile) -> Any:
 def _off(values: Any, zeros: Any, start: int, tile: Tile) -> Any:
     """Rows of small integers, less what stands for zero."""
     values = values.to(torch.int16)  # the difference of two bytes
-    for part, zero in _tiles(values, zeros.to(torch.int16), start, tile):
+    for part, zero in tiles(values, zeros.to(torch.int16), start, tile):
         part.sub_(zero)
     return values
 
 
-def _tiles(values: Any, grid: Any, start: int, tile: Tile) -> Iterator[tuple[Any, Any]]:
+def tiles(values: Any, grid: Any, start: int, tile: Tile) -> Iterator[tuple[Any, Any]]:
     """Views of rows, and what the grid has for them: whole tiles, then what is left of one."""
     rows = torch.arange(start, start + values.shape[0], device=values.device) // tile[0]
     own = grid[rows]

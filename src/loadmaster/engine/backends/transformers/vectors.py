@@ -10,7 +10,7 @@ from transformers import AttentionInterface
 
 from loadmaster.engine.backends.transformers import attention, cuda
 from loadmaster.engine.backends.transformers.attention import PromptAttention, StepCutError
-from loadmaster.engine.backends.transformers.opened import fix_rotary, windows_of, words_of
+from loadmaster.engine.backends.transformers.opened import fix_rotary, windows_of
 from loadmaster.engine.backends.transformers.packing import PackedStep, Part
 from loadmaster.engine.backends.transformers.weights import bytes_by_device
 from loadmaster.engine.types import SequenceWork
@@ -42,7 +42,8 @@ class VectorModel:
             self._hidden(PackedStep([_prompt(0, (0,))], prompts=True))
         except (RuntimeError, MemoryError) as error:
             raise EngineRefusedError(
-                f"the engine cannot open the model: {words_of(error)}"
+                f"the engine cannot open the model: {cuda.words_of(error)}",
+                hint=cuda.hint_of(error),
             ) from None
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -64,7 +65,9 @@ class VectorModel:
         except StepCutError:
             raise EngineError("the step was interrupted") from None
         except (RuntimeError, MemoryError) as error:
-            raise EngineError(f"the engine failed a step: {words_of(error)}") from None
+            raise EngineError(
+                f"the engine failed a step: {cuda.words_of(error)}", hint=cuda.hint_of(error)
+            ) from None
         with torch.inference_mode():
             return [self._pooled(hidden, part).tolist() for part in step.parts]
 

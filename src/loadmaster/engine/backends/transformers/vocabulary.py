@@ -139,7 +139,9 @@ def _open(path: Path) -> Any:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         reason = " ".join(str(error).split())[:200]
-        raise EngineRefusedError(f"{path.name} cannot be read: {reason}") from None
+        raise EngineRefusedError(
+            f"{path.name} cannot be read: {reason}", hint=f"download {path.name} again"
+        ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
