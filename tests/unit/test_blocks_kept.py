@@ -8,7 +8,7 @@ import pytest
 from loadmaster.engine.python_build import find_python_build
 from loadmaster.engine.spawn import worker_environment
 
-# Blocks that are mapped of their own, while one of 8 MiB is held.
+# Blocks that are mapped of their own, while one of 2 MiB is held.
 _COUNT = """
 import ctypes
 from loadmaster.engine.backends.transformers import environment
@@ -19,20 +19,20 @@ class Found(ctypes.Structure):
 libc.mallinfo2.restype = Found
 libc.malloc.restype = ctypes.c_void_p
 libc.free.argtypes = [ctypes.c_void_p]
-{before}
+environment.keep_scratch({tokens})
 before = libc.mallinfo2().hblks
-block = libc.malloc(8 << 20)
+block = libc.malloc(2 << 20)
 print(libc.mallinfo2().hblks - before)
 libc.free(block)
 """
 
 
 @pytest.mark.parametrize(
-    ("before", "n_mapped"), [("", 1), ("environment.reuse_blocks()", 0)], ids=["loading", "open"]
+    ("tokens", "n_mapped"), [("", 1), ("8", 0), ("512", 1)], ids=["loading", "answers", "prompt"]
 )
-def test_a_large_block_is_mapped_while_loading_and_reused_after(before: str, n_mapped: int) -> None:
+def test_a_large_block_is_reused_only_where_few_tokens_are_fed(tokens: str, n_mapped: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _COUNT.format(before=before)],
+        [sys.executable, "-c", _COUNT.format(tokens=tokens)],
         env=worker_environment(find_python_build(), None),
         capture_output=True, text=True, check=True,
     )  # fmt: skip

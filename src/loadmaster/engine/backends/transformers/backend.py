@@ -12,7 +12,7 @@ import torch
 from loadmaster.engine.backends.grammar import Grammars
 from loadmaster.engine.backends.transformers import attention, cuda, timing
 from loadmaster.engine.backends.transformers.drafter import Drafter
-from loadmaster.engine.backends.transformers.environment import reuse_blocks, trim
+from loadmaster.engine.backends.transformers.environment import keep_scratch, trim
 from loadmaster.engine.backends.transformers.kept import TYPES
 from loadmaster.engine.backends.transformers.kernels import attention_text
 from loadmaster.engine.backends.transformers.opened import OpenModel, filler
@@ -80,7 +80,6 @@ class Transformers:
 
     def time(self, question: Question) -> tuple[float, ...] | None:
         opened = self._open if isinstance(self._open, OpenModel) else None
-        reuse_blocks()  # as the products of an open model do
         return timing.answer(question, opened)
 
     def open_vocabulary(self, model_path: Path) -> LoadedModel:
@@ -127,7 +126,6 @@ class Transformers:
         self._open = opened = self._load(model, settings, progress)
         told = self._told(opened, vocabulary, model)
         trim()
-        reuse_blocks()
         told["attention"] = attention_text(
             model,
             opened.device,
@@ -167,6 +165,7 @@ class Transformers:
             if not progress(min(1.0, n_read / max(1, model.file_bytes))) or self._stop_load:
                 raise _LoadStopped
 
+        keep_scratch()
         try:
             weights = load_weights(model, settings, watch)
             if settings.pooling is not None:

@@ -9,6 +9,7 @@ import os
 from importlib import import_module
 
 from loadmaster.errors import EngineMissingError
+from loadmaster.units import MIB
 
 _ENVIRONMENT = {
     "USE_HUB_KERNELS": "NO",  # a config may name kernels that are downloaded and run
@@ -22,7 +23,7 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-_KEPT_BYTES = 32 << 20  # the most that glibc takes as a threshold
+_FEW_TOKENS = 64
 _PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "safetensors", "tokenizers")
 INSTALL = '`pip install "loadmaster[hf]"` installs what it needs'
 
@@ -44,16 +45,19 @@ def prepare() -> None:
             ) from None
 
 
-def reuse_blocks() -> None:
-    """Of blocks freed from now on, the C library keeps those of up to 32 MiB, to use them again.
+def keep_scratch(n_tokens: int | None = None) -> None:
+    """Which freed blocks the C library keeps, before a step of so many tokens; None: before a load.
 
-    While weights are loaded every large block goes back at once (`engine.spawn`). A step's scratch
-    has the same sizes over and over: mapped anew in each product, it takes 15 % of decode.
+    As the worker is started every large one goes back at once (`engine.spawn`), and no step leaves
+    holes that the next one's peak comes on top of. The scratch of few tokens has the same sizes in
+    every step: mapped anew in each product, it takes 15 % of decode.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
-        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            set_option(option, _KEPT_BYTES)
+        few = n_tokens is not None and n_tokens <= _FEW_TOKENS
+        block, top = (4 * MIB, 8 * MIB) if few else (MIB, MIB)
+        set_option(_M_MMAP_THRESHOLD, block)
+        set_option(_M_TRIM_THRESHOLD, top)
 
 
 def trim() -> None:

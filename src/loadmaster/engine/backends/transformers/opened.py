@@ -9,6 +9,7 @@ from transformers import AttentionInterface
 
 from loadmaster.engine.backends.transformers import attention, cuda
 from loadmaster.engine.backends.transformers.attention import SlotAttention, StepCutError
+from loadmaster.engine.backends.transformers.environment import keep_scratch
 from loadmaster.engine.backends.transformers.packing import PackedStep, check_work
 from loadmaster.engine.backends.transformers.slots import Slots
 from loadmaster.engine.backends.transformers.weights import bytes_by_device
@@ -96,6 +97,7 @@ class OpenModel:
     def logits(self, step: PackedStep) -> Any:
         """A row for each output of the step."""
         self._attention.begin(step)
+        keep_scratch(len(step.tokens))
         with torch.inference_mode():
             return self._model(**step.inputs(self.device)).logits[0]
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from loadmaster.engine.backends.transformers import cuda
+from loadmaster.engine.backends.transformers.environment import keep_scratch
 from loadmaster.engine.backends.transformers.kept import TYPES
 from loadmaster.engine.backends.transformers.opened import OpenModel
 from loadmaster.engine.backends.transformers.sampling import Sampler
@@ -67,6 +68,7 @@ def _products(question: TimeProducts) -> tuple[float, ...] | None:
     matrices = [first, *(copy.deepcopy(first) for _ in range(question.n_matrices - 1))]
     found: list[float] = []
     for n_tokens, n_used in question.points:
+        keep_scratch(n_tokens)  # as in a step
         rows = torch.randn(n_tokens, question.n_in, device=device).to(dtype)
         found += _runs(device, question.runs, lambda: [m(rows) for m in matrices[:n_used]])  # noqa: B023
     return tuple(found)
