@@ -53,7 +53,7 @@ STORED: Mapping[str, Packing] = {
 STORED_FAMILIES = ("llama", "qwen3_moe")
 SHAPES = ("llama-3.2-1b", "llama-3-8b", "qwen3-30b-a3b", "llama-3-70b", "llama-3.1-405b")
 DEMO = Path(__file__).parents[1] / "tests" / "data" / "demo"
-N_CTX = 1024
+N_CTX = 1088  # of two sequences; a prompt of n_ubatch tokens and an answer fit
 N_DECODED = 16
 # What a figure may be at the most.
 AT_MOST = {

@@ -132,8 +132,9 @@ def _tensors(
 
 
 def _words(values: Array, bits: int, order: tuple[int, ...] | None) -> Array:
-    """Values of each row packed into words of 32 bits."""
+    """Values of each row packed into words of 32 bits; the last may have room left."""
     per = 32 // bits
+    values = np.pad(values, ((0, 0), (0, -values.shape[1] % per)))
     found = np.zeros((values.shape[0], values.shape[1] // per), np.uint32)
     for place in range(per):
         own = values[:, (order[place] if order else place) :: per]

@@ -1,6 +1,7 @@
 """GPTQ and AWQ checkpoints: the numbers that they stand for, by their own bytes, without the
 libraries that wrote them."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from loadmaster.engine.backends.transformers.environment import prepare
 from loadmaster.errors import DamagedFileError, EngineRefusedError
+from loadmaster.model.hf_stored import stored_of
 from tests.hf_parts import load_request
-from tests.packed_parts import KINDS, numbers_of, pack_checkpoint
+from tests.packed_parts import KINDS, numbers_of, pack, pack_checkpoint
 from tests.quantized_parts import plain_model
 
 prepare()
@@ -76,6 +78,46 @@ def test_it_is_loaded_as_it_is(
     assert backend.memory().buffers == getattr(sizing, "buffers", None)
     backend.close()
     assert max(gaps(dense, PROMPTS[:2], tokens)) <= CLOSE
+
+
+@pytest.mark.parametrize("kind", ["gptq", "gptq-v2", "gptq-order"])
+@pytest.mark.parametrize("part", [1 << 20, 512])
+def test_rows_that_fill_no_word(kind: str, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaled, "PART_ON_CPU", part)
+    packing, weight = KINDS[kind], torch.randn(20, 64, generator=torch.manual_seed(3))
+    tensors, dense = pack(weight.numpy(), packing)
+    stored = stored_of({"quantization_config": packing.config}, "config.json")
+    assert stored is not None
+    found = {name: torch.from_numpy(values) for name, values in tensors.items()}
+    sized = {name: (values.dtype, tuple(values.shape)) for name, values in found.items()}
+    linear = torch.nn.Linear(64, 20, bias=False)
+    module = packed.PackedLinear(
+        linear, sized, stored, in_order=not packing.act_order, has_bias=False
+    )
+    for name, values in found.items():
+        getattr(module, name).data = values
+    assert torch.equal(module(torch.eye(64)).T, torch.from_numpy(dense))
+
+
+def test_an_expert_without_its_words_is_refused(checkpoints: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints("awq", "qwen3_moe"), tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.experts.0.up_proj.qweight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DamagedFileError, match=r"no `model.*experts\.0\.up_proj\.qweight`"):
+        opened(folder, **BF16)
+
+
+def test_experts_of_which_some_are_packed_are_refused(checkpoints: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints("awq", "qwen3_moe"), tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    plain = load_file(numbers_of(checkpoints("awq", "qwen3_moe")) / "model.safetensors")
+    for name in [one for one in tensors if ".experts." in one and "down_proj" in one]:
+        del tensors[name]
+    tensors |= {name: plain[name] for name in plain if ".experts." in name and "down_proj" in name}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EngineRefusedError, match="some are packed and others are not"):
+        opened(folder, **BF16)
 
 
 @pytest.mark.parametrize("family", ["phi3", "qwen3_moe", "mixtral"])

@@ -1,6 +1,7 @@
 """Checkpoints that come quantized: loaded as they are, by their own bytes, with the tokens that the
 numbers in them make."""
 
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from loadmaster.engine.backends.transformers.environment import prepare
-from loadmaster.errors import EngineRefusedError
+from loadmaster.errors import DamagedFileError, EngineRefusedError
 from tests.hf_parts import load_request
 from tests.quantized_parts import KINDS, add_to_config, numbers, packed, plain_model, quantized
 
@@ -130,6 +132,64 @@ def written_out(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 # ---- refused
+
+STEM = "model.layers.1.mlp.up_proj.weight"
+
+
+def changed(folder: Path, target: Path, name: str, change: Any) -> Path:
+    """A copy with another tensor, or without it."""
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    found = change(tensors.pop(name))
+    if found is not None:
+        tensors[name] = found.contiguous()
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def halved(values: Any) -> Any:
+    return values[: len(values) // 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change", "words"),
+    [
+        ("nf4", STEM + ".absmax", halved, "scales of `model.layers.1.mlp.up_proj` are not"),
+        ("nf4", STEM + ".quant_map", halved, "scales of `model.layers.1.mlp.up_proj` are not"),
+        ("nf4", STEM + ".quant_map", lambda _: None, "KeyError: 'quant_map'"),
+        ("nf4-nested", STEM + ".nested_absmax", lambda _: None, "scales of .* are not those"),
+        ("nf4-nested", STEM + ".nested_absmax", lambda one: one[:0], "scales of .* are not those"),
+        ("nf4-nested", STEM + ".nested_quant_map", halved, "scales of .* are not those"),
+        ("fp8-tiles", STEM + "_scale_inv", halved, "a matrix of 128×64 has 2×2 scales"),
+        (
+            "fp8-tiles",
+            STEM + "_scale_inv",
+            lambda one: one[:0],
+            "a matrix of 128×64 has 0×2 scales",
+        ),
+        ("ct-int4", STEM + "_packed", lambda one: one[0, 0], "is a scalar, its config makes it"),
+        ("int8", STEM.replace("weight", "SCB"), halved, "scales of .* are not those|must match"),
+        ("nf4", "model.norm.weight", halved, "another shape of 1 .*`model.norm.weight`"),
+    ],
+)
+def test_tensors_that_do_not_belong_together_are_refused(
+    checkpoints: Any, kind: str, name: str, change: Any, words: str, tmp_path: Path
+) -> None:
+    folder = changed(checkpoints(kind), tmp_path / "m", name, change)
+    with pytest.raises(EngineRefusedError, match=words):
+        opened(folder, **BF16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("fp8-tiles", STEM + "_scale_inv"), ("int8", STEM.replace("weight", "SCB"))],
+)
+def test_a_matrix_in_few_bits_without_its_scales_is_refused(
+    checkpoints: Any, kind: str, name: str, tmp_path: Path
+) -> None:
+    folder = changed(checkpoints(kind), tmp_path / "m", name, lambda _: None)
+    with pytest.raises(DamagedFileError, match=r"no scales of `model\.layers\.1\.mlp\."):
+        opened(folder, **BF16)
 
 
 def test_what_has_no_products_is_refused(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def test_a_model_saved_without_its_output_makes_the_same_vectors(
     sizing = backend.size(given.model_path, given.settings)
     assert backend.memory().buffers == getattr(sizing, "buffers", None)
     backend.close()
+    with pytest.raises(EngineRefusedError, match="writes no text"):
+        backend.load(load_request(folder, **changes), lambda _: True)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from loadmaster.interfaces.cli.main import run
 from loadmaster.model.checkpoint import AnyModel, CheckpointSpec
 from loadmaster.model.hf_pooling import MODULES, POOLING
 from loadmaster.model.hf_source import is_checkpoint, read_checkpoint
-from loadmaster.plan.types import DoesNotFit
+from loadmaster.plan.types import DoesNotFit, Quantize
 from loadmaster.tasks.comparison import expand
 from loadmaster.tasks.locating import locate_header, locate_model
 from loadmaster.tasks.planner import Planner
@@ -110,6 +110,29 @@ def test_safetensors_beside_a_gguf_are_pulled_when_asked_for(
     assert is_checkpoint(pull(HUB, options, remote_parts.Watcher()).path)
     with pytest.raises(NotFoundError, match="no config"):
         pull(f"{HUB}:Q8_0", options, remote_parts.Watcher())
+
+
+def test_safetensors_are_what_quantize_means_beside_any_number_of_ggufs(
+    server: HostileServer,
+) -> None:
+    folder = pull(HUB, remote_parts.options(), remote_parts.Watcher()).path
+    for label in ("Q8_0", "Q4_0"):
+        (folder / f"m-{label}.gguf").write_bytes(b"GGUF")
+    assert isinstance(locate_model(HUB, "nf4").model, CheckpointSpec)
+    with pytest.raises(UsageError, match="has 2 GGUF models"):
+        locate_model(HUB)
+
+
+@pytest.mark.parametrize("named", ["/m-Q8_0.gguf", ":Q8_0"])
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_safetensors_do_not_stand_for_a_gguf_that_is_named(
+    server: HostileServer, named: str, quantize: Quantize | None
+) -> None:
+    pull(HUB, remote_parts.options(), remote_parts.Watcher())
+    with pytest.raises(NotFoundError, match="is not on this machine"):
+        locate_model(HUB + named, quantize)
+    with pytest.raises(UsageError, match="has safetensors and no GGUF"):
+        locate_header(HUB + named, quantize)
 
 
 def test_little_is_read_and_only_once(server: HostileServer) -> None:

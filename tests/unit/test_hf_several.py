@@ -110,6 +110,9 @@ def test_unequal_gpus_are_filled_by_speed_and_say_so() -> None:
     fast = replace(machine.gpus[1], bandwidth_bytes_s=2 * (machine.gpus[0].bandwidth_bytes_s or 1))
     plan = planned(parts.shape("llama-3-70b"), replace(machine, gpus=(machine.gpus[0], fast)))
     assert any("faster are filled first" in note for note in plan.notes)
+    text = render.settings_text(plan)
+    assert "-ts" not in text, "it begins at gpu:0, and this plan at gpu:1"
+    assert "-ts 40,40" in render.settings_text(planned(parts.shape("llama-3-70b"), machine))
 
 
 def test_the_command_has_the_budget_the_context_and_the_quantization(

@@ -3,7 +3,8 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,15 @@ from starlette.testclient import TestClient
 from loadmaster.interfaces.http import guard
 from loadmaster.interfaces.http.app import make_app
 from loadmaster.interfaces.http.guard import Rules
-from tests.unit.test_http_app import nothing_open
+from loadmaster.jobs.database import FILE_NAME
+from loadmaster.jobs.store import JobStore
+from loadmaster.plan.types import Knobs
+from loadmaster.tasks.planning import PlanOptions
+from loadmaster.tasks.serving.host import Serving
+from loadmaster.tasks.serving.offers import Offers
+from loadmaster.tasks.serving.types import Offer, ServeOptions
+from tests.checkpoint_parts import write_checkpoint
+from tests.unit.test_http_app import NoOpener, nothing_open
 
 ME, YOU = {"x-api-key": "mine"}, {"x-api-key": "yours"}
 LINE = {
@@ -234,6 +243,24 @@ def test_what_does_not_fit_alone_fails_with_the_reason(client: TestClient) -> No
     assert batch["status"] == "failed"
     assert batch["errors"]["data"][0]["code"] == "insufficient_memory"
     assert batch["request_counts"] == {"total": 1, "completed": 0, "failed": 0}
+
+
+def test_a_batch_keeps_the_options_that_its_model_takes(tmp_path: Path) -> None:
+    """`--quantize` is of another model: without a server the job is of a GGUF all the same."""
+    plain = Offer(id="plain", model=str(write_checkpoint(tmp_path / "plain")))
+    options = ServeOptions(plan=PlanOptions(knobs=Knobs(quantize="nf4")))
+
+    @asynccontextmanager
+    async def serving() -> AsyncIterator[Serving]:
+        yield Serving(Offers([Offer(id="demo", model="demo"), plain]), options, NoOpener())
+
+    app = make_app(serving, Rules(keys=("mine",), loopback=False), tmp_path)
+    with TestClient(app, raise_server_exceptions=False) as one:
+        made = order(one, upload(one, json.dumps(LINE).encode()).json())
+        assert wait_for(one, made["id"])["errors"]["data"][0]["code"] == "insufficient_memory"
+    (database,) = tmp_path.rglob(FILE_NAME)
+    with closing(JobStore(database.parent, read_only=True)) as store:
+        assert "nf4" not in store.job().settings
 
 
 def test_an_empty_file_fails(client: TestClient) -> None:

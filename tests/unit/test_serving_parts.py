@@ -19,7 +19,7 @@ from loadmaster.tasks.opening import Opened
 from loadmaster.tasks.planning import PlanOptions
 from loadmaster.tasks.serving.answer import WAITING_LIMIT_CHARS, Answer, Mailbox, PartEvent
 from loadmaster.tasks.serving.offers import read_offers, with_contexts
-from loadmaster.tasks.serving.opening import Ledger, Opener, close_and_confirm, reduced
+from loadmaster.tasks.serving.opening import Ledger, close_and_confirm, options_for, reduced
 from loadmaster.tasks.serving.types import Offer, parse_keep_alive
 from loadmaster.units import MIB, Bytes
 from tests.checkpoint_parts import write_checkpoint
@@ -329,8 +329,6 @@ def test_quantize_is_for_the_models_that_can_be_quantized(tmp_path: Path) -> Non
     plain = Offer(id="plain", model=str(write_checkpoint(tmp_path / "plain")))
     gguf = Offer(id="gguf", model="demo")
     options = PlanOptions(knobs=Knobs(quantize="nf4", double_quant=False))
-    both = Opener(options, 1, offers=[gguf, plain])
-    assert both._options_for(plain) is options
-    assert both._options_for(gguf).knobs == Knobs()
-    alone = Opener(options, 1, offers=[gguf])
-    assert alone._options_for(gguf) is options, "so that it is refused"
+    assert options_for(plain, options, [gguf, plain]) is options
+    assert options_for(gguf, options, [gguf, plain]).knobs == Knobs()
+    assert options_for(gguf, options, [gguf]) is options, "so that it is refused"

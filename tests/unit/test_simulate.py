@@ -77,6 +77,15 @@ def test_a_long_job_is_as_its_part() -> None:
     assert long.n_items == 10_000
 
 
+def test_a_long_job_feeds_again_as_much_as_its_part() -> None:
+    traffic, rates, settings = toy_setting(n_seq_max=32, n_ctx=512)
+    played, long = (
+        simulate(traffic, rates, settings, job_of((n, 4, 300, 0))) for n in (260, 10_400)
+    )
+    assert played.prefilled_tokens > 3 * 260 * 4
+    assert long.prefilled_tokens == pytest.approx(40 * played.prefilled_tokens, rel=0.05)
+
+
 def test_ten_thousand_items_take_no_time() -> None:
     traffic, rates, settings = toy_setting(n_seq_max=64, n_ctx=65536)
     job = replace(job_of(*[(1000, 50 + 20 * i, 20 + i, 0) for i in range(10)]), mixed=True)

@@ -17,6 +17,7 @@ from loadmaster.model.safetensors import FLOATS
 
 WORD = 32  # bits
 METHODS = ("gptq", "awq")
+_VALUES, _BESIDE = ("qweight", "weight"), ("qzeros", "scales", "g_idx")
 _WORDS, _SCALES = ("I32",), tuple(sorted(FLOATS))
 
 
@@ -43,8 +44,11 @@ def check_packed(tensors: Sequence[CheckpointTensor], stored: Stored, label: str
         return
     by_name = {tensor.name: tensor for tensor in tensors}
     for tensor in tensors:
-        if tensor.name.endswith(".qweight"):
+        part = tensor.name.rpartition(".")[2]
+        if part == "qweight":
             _check_matrix(tensor, by_name, stored, label)
+        elif part in _BESIDE and not {f"{tensor.module}.{one}" for one in _VALUES} & by_name.keys():
+            raise _missing(f"{tensor.module}.qweight", stored)
 
 
 def _check_matrix(
@@ -57,12 +61,7 @@ def _check_matrix(
         if found is None:
             if part == "g_idx" and not stored.act_order:
                 continue
-            raise refused(
-                "missing_tensor",
-                f"the shards have no `{tensor.module}.{part}`, which a matrix in {stored.label} "
-                "has",
-                hint="a shard is missing or of another model: download the checkpoint again",
-            )
+            raise _missing(f"{tensor.module}.{part}", stored)
         if found.shape != shape or found.dtype not in dtypes:
             raise _other(found, "×".join(map(str, shape)), stored, label)
 
@@ -74,10 +73,18 @@ def _expected(
     rows, columns = packed_shape(tensor.shape, stored)
     groups = n_groups(columns, stored)
     yield "qweight", (_WORDS, tensor.shape)
-    yield "qzeros", (_WORDS, (groups, rows * stored.bits // WORD))
+    yield "qzeros", (_WORDS, (groups, -(-rows * stored.bits // WORD)))
     yield "scales", (_SCALES, (groups, rows))
     if stored.method == "gptq":
         yield "g_idx", (_WORDS, (columns,))
+
+
+def _missing(name: str, stored: Stored) -> DamagedFileError:
+    return refused(
+        "missing_tensor",
+        f"the shards have no `{name}`, which a matrix in {stored.label} has",
+        hint="a shard is missing or of another model: download the checkpoint again",
+    )
 
 
 def _other(tensor: CheckpointTensor, expected: str, stored: Stored, label: str) -> DamagedFileError:

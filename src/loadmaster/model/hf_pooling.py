@@ -1,7 +1,8 @@
 """How a checkpoint's vectors are made: what sentence-transformers wrote beside the weights.
 
 `modules.json` lists what a text goes through after the model; `1_Pooling/config.json` says how its
-tokens' vectors become one. A folder without them is of a model that writes text.
+tokens' vectors become one. A folder without them is of a model that writes text, if its weights
+have an output.
 """
 
 import json

@@ -30,6 +30,9 @@ _STATISTICS = (
     ".weight_zero_point", ".weight_g_idx", ".weight_global_scale",
 )  # fmt: skip
 _MATRICES = (".weight", ".qweight", ".weight_packed")
+_WIDE = ("F64", "F32", "F16", "BF16")
+_ROWS = (".weight_scale", ".weight_scale_inv")
+_SCALES_OF = {"weight": (*_ROWS, ".weight.absmax", ".SCB"), "weight_packed": _ROWS}
 
 
 def checkpoint_tensors(
@@ -127,6 +130,8 @@ def _check_quantized(tensors: Sequence[CheckpointTensor], dims: Dimensions, labe
     """Quantized matrices have scales, and others have none."""
     scales = next((tensor.name for tensor in tensors if tensor.role == "statistic"), None)
     if (dims.stored is None) == (scales is None):
+        if dims.stored is not None and dims.stored.runs:
+            _check_scaled(tensors)
         return
     said = "knows nothing of quantization" if dims.stored is None else f"says {dims.stored.label}"
     held = f"have `{scales}`" if scales else "have no scales"
@@ -135,6 +140,21 @@ def _check_quantized(tensors: Sequence[CheckpointTensor], dims: Dimensions, labe
         f"{label} {said}, and the shards {held}",
         hint="config.json is of another model: download the checkpoint again",
     )
+
+
+def _check_scaled(tensors: Sequence[CheckpointTensor]) -> None:
+    """Each matrix in few bits has its own: without them its numbers are others."""
+    names = {tensor.name for tensor in tensors}
+    for tensor in tensors:
+        if tensor.role not in ("linear", "expert", "output") or tensor.dtype in _WIDE:
+            continue
+        scales = _SCALES_OF.get(tensor.name.rpartition(".")[2], ())
+        if scales and not any(tensor.module + ending in names for ending in scales):
+            raise refused(
+                "missing_tensor",
+                f"the shards have no scales of `{tensor.name}`, which is in {tensor.dtype}",
+                hint="a shard is missing or of another model: download the checkpoint again",
+            )
 
 
 def _check_layers(by_name: Mapping[str, CheckpointTensor], dims: Dimensions, label: str) -> None:

@@ -31,8 +31,9 @@ from loadmaster.units import MIB, Bytes
 # (`_cublas` of torch's CUDABlas, CUBLAS_WORKSPACE_CONFIG), and cuBLASLt one of its own.
 WORKSPACE_BYTES = 40 * MIB
 # The worker: Python, torch, transformers and bitsandbytes, their private memory on a CPU build (299
-# MiB after importing), and what the first steps leave (up to 11 more than their activations).
-WORKER_BYTES = 316 * MIB
+# MiB after importing), and what the first steps leave (up to 11 more than their activations, 7 in
+# the mean).
+WORKER_BYTES = 312 * MIB
 # CUDA's own memory on the host once a context is open.
 CUDA_HOST_BYTES = 320 * MIB
 # A token in the fast tokenizer: text, merges and their hash tables.

@@ -28,13 +28,14 @@ _FP8_PART = 4 * 4 * FP8_TILE[0]
 
 def device_loading(model: CheckpointSpec, tensors: Sequence[LoadedTensor]) -> Bytes:
     """On a GPU: the largest matrix while it is quantized, or stacks of experts."""
+    stacking = 2 * _stacking(tensors)  # as they came, and each kind stacked
     if model.stored is not None:
-        return Bytes(_stacking(tensors))
+        return Bytes(stacking)
     quantizing = (
         t.n_elements * _ON_GPU.get(t.kind, 0) + _columns(t) * (t.kind == "fp8") * _FP8_PART
         for t in tensors
     )
-    return Bytes(max(max(quantizing, default=0), _stacking(tensors)))
+    return Bytes(max(max(quantizing, default=0), stacking))
 
 
 def host_loading(
@@ -79,11 +80,11 @@ def _columns(tensor: LoadedTensor) -> int:
 
 
 def _stacking(tensors: Sequence[LoadedTensor]) -> int:
-    """Experts come one by one and are stacked: the largest stack is there twice."""
+    """Experts come one by one and are stacked, then gate and up in one: the two of the largest, on
+    the CPU once beside the one that stays (91 % of that at the most: Mixtral, Qwen3-MoE)."""
     sums: dict[tuple[int | None, str], int] = {}
     for tensor in tensors:
         if tensor.role == "expert":
             key = (tensor.layer, tensor.module.rpartition(".")[2])
             sums[key] = sums.get(key, 0) + tensor.size_bytes
-    # Gate and up are one stack in the end.
-    return 2 * 2 * max(sums.values(), default=0)
+    return 2 * max(sums.values(), default=0)

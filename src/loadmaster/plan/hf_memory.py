@@ -20,10 +20,11 @@ from loadmaster.plan.types import CPU, DRAFT_STEP_TOKENS, TransformersSettings
 from loadmaster.units import MIB, Bytes, align
 
 _F32 = 4
-# Of LLM.int8, for each number that goes into a product or comes out of it: 12 bytes as a sum of 32
-# bits and twice in F32 while both scales are put to it (`int8_mm_dequant` of bitsandbytes); torch's
-# product of whole numbers takes the rest of 20 (measured: a random Llama, 500 tokens).
-INT8_BYTES = 20
+# Of LLM.int8, for each number that goes into a product or comes out of it, whichever are more: 12
+# bytes as a sum of 32 bits and twice in F32 while both scales are put to it (`int8_mm_dequant` of
+# bitsandbytes); torch's product of whole numbers takes the rest (17.6 to 18.1 measured, 512 tokens,
+# 1,024 to 5,632 numbers, beside one byte for each that goes in).
+INT8_BYTES = 18
 
 # Of one row of logits while a token is drawn from it, for each entry of the vocabulary: sorted
 # values, their tokens, and what `typical_p` makes of them (46.6 measured, 33 without it).
@@ -59,10 +60,10 @@ def activation_bytes(
     c = COMPUTE_BYTES[settings.compute_type]
     tokens = max(settings.n_seq_max, min(settings.n_ubatch, settings.n_ctx))
     stream = tokens * model.n_embd * (2 * c + 2 * _F32)
-    inside = 0
-    if any(tensor.layer is not None for tensor in tensors):
-        inside = max(_attention(model, tokens, settings), _feed_forward(model, tokens, settings))
     beside = max(sent_bytes, _beside_a_matrix(model, tensors, settings, tokens))
+    inside = beside
+    if any(tensor.layer is not None for tensor in tensors):
+        inside = _in_a_layer(model, tensors, settings, tokens, beside)
     outputs = 0
     if settings.pooling is not None:
         outputs = tokens * model.n_embd * (c + _F32)
@@ -70,7 +71,7 @@ def activation_bytes(
         model.tied_output and any(tensor.role == "embedding" for tensor in tensors)
     ):
         outputs = n_outputs(settings) * model.n_vocab * (c + 2 * _F32)
-    return Bytes(stream + max(inside + beside, outputs))
+    return Bytes(stream + max(inside, outputs))
 
 
 def sampling_bytes(model: CheckpointSpec, settings: TransformersSettings) -> Bytes:
@@ -85,6 +86,22 @@ def n_outputs(settings: TransformersSettings) -> int:
     """Rows of logits of a step: one of every sequence, or with drafts one of every token."""
     drafts = min(DRAFT_STEP_TOKENS, settings.n_ubatch) if settings.n_draft else 0
     return max(settings.n_seq_max, drafts)
+
+
+def _in_a_layer(
+    model: CheckpointSpec,
+    tensors: Iterable[LoadedTensor],
+    settings: TransformersSettings,
+    tokens: int,
+    beside: int,
+) -> int:
+    """The larger of attention and feed-forward, with what a product makes beside its result. Where
+    that is as large as activations are, it matters that half of them are there by then."""
+    attention = _attention(model, tokens, settings)
+    whole = _feed_forward(model, tokens, settings)
+    if not any(tensor.kind == "int8" for tensor in tensors):
+        return max(attention, whole) + beside
+    return max(whole, max(attention, _feed_forward(model, tokens, settings, n_held=2)) + beside)
 
 
 def _attention(model: CheckpointSpec, tokens: int, settings: TransformersSettings) -> int:
@@ -111,14 +128,16 @@ def _attention(model: CheckpointSpec, tokens: int, settings: TransformersSetting
     return rows + cast + mask + scores
 
 
-def _feed_forward(model: CheckpointSpec, tokens: int, settings: TransformersSettings) -> int:
+def _feed_forward(
+    model: CheckpointSpec, tokens: int, settings: TransformersSettings, n_held: int = 4
+) -> int:
     """Gate, up, the activation of one and the product of both; of experts also gathered rows."""
     c = COMPUTE_BYTES[settings.compute_type]
-    dense = tokens * (4 * model.n_ff + model.n_embd) * c
+    dense = tokens * (n_held * model.n_ff + model.n_embd) * c
     if not model.n_expert:
         return dense
     used = tokens * max(1, model.n_expert_used)
-    routed = used * (4 * model.n_ff_expert + 3 * model.n_embd) * c
+    routed = used * (n_held * model.n_ff_expert + 3 * model.n_embd) * c
     return max(dense, routed + tokens * model.n_expert * (c + _F32))
 
 
@@ -131,17 +150,18 @@ def _beside_a_matrix(
     """What a product with a quantized matrix makes beside its result, for the widest of them.
 
     Four-bit ones are written out whole, with their scales; those that are ours a part at a time, as
-    values, as what they are computed in, and once more while scales are put to them; of LLM.int8
-    it is the activations that are made into whole numbers, and the sums out of them."""
+    values, as what they are computed in, and once more while scales are put to them, with a scale
+    and a zero for each where columns share them in an order of their own; of LLM.int8 it is the
+    activations that are made into whole numbers, and the sums out of them."""
     quantized = [tensor for tensor in tensors if tensor.is_quantized]
     widest = max(quantized, key=lambda tensor: tensor.n_elements, default=None)
     if widest is None:
         return 0
     c, n = COMPUTE_BYTES[settings.compute_type], widest.n_elements
     if written_out_in_parts(model, settings):
-        return min(max(part_elements(settings), _sides(widest, model.stored)[1]), n) * (
-            2 * _F32 + c
-        )
+        part = min(max(part_elements(settings), _sides(widest, model.stored)[1]), n)
+        gathered = model.stored is not None and model.stored.act_order
+        return part * (2 * _F32 + c + (3 * _F32 if gathered else 0))
     if widest.kind != "int8":
         return n * c + -(-n // BLOCK) * _F32
     sides = [_sides(tensor, model.stored) for tensor in quantized]

@@ -175,6 +175,7 @@ class _Play:
         self.seconds = 0.0
         self.n_preempted = 0
         self.prefilled = 0.0
+        self.fed_again = 0.0
         self.generated = 0
         self.peak = 0.0
         self.by_cause: dict[str, float] = {}
@@ -243,7 +244,7 @@ class _Play:
         step = Step(n_decode=0, n_prefill=ceil(held), prefill_cells=held / 2, used_cells=self._own)
         for cause, seconds in self._costs.of(step).items():
             self._spend(cause, seconds)
-        self.prefilled += held
+        self.fed_again += held
 
     # -- steps
 
@@ -377,7 +378,7 @@ def _prediction(play: _Play, basis: Basis) -> JobPrediction:
     return JobPrediction(
         seconds=play.seconds,
         n_items=len(play.finished_s),
-        prefilled_tokens=round(play.prefilled),
+        prefilled_tokens=round(play.prefilled + play.fed_again),
         generated_tokens=play.generated,
         n_steps=play.step,
         peak_cells=round(play.peak),
@@ -397,7 +398,7 @@ def _prolonged(part: JobPrediction, play: _Play, job: JobOutline, n: int) -> Job
         part,
         seconds=part.seconds + rest_s,
         n_items=job.n_items,
-        prefilled_tokens=job.distinct_tokens,
+        prefilled_tokens=job.distinct_tokens + round(play.fed_again * share),
         generated_tokens=job.output_tokens,
         n_steps=round(part.n_steps * share),
         n_preempted=round(part.n_preempted * share),

@@ -90,12 +90,11 @@ def locate_model(name: str, quantize: Quantize | None = None) -> Located:
     """
     if name != DEMO and not is_shape(name):
         reference = parse_reference(name)
-        if isinstance(reference, HubReference) and not reference.quantization:
+        if isinstance(reference, HubReference) and _names_no_gguf(reference):
             folder = store.find_checkpoint(reference)
-            here = _find(reference)
-            if folder is not None and (quantize is not None or here is None):
+            if folder is not None and (quantize is not None or _find(reference) is None):
                 return _local(folder)
-            if quantize is not None and here is None:
+            if quantize is not None and _find(reference) is None:
                 raise _not_here(reference, " --safetensors")
     return _local(locate(name))
 
@@ -113,17 +112,23 @@ def locate_header(name: str, quantize: Quantize | None = None) -> Located:
     if is_shape(name):
         return _shape(parse_shape(name), quantize)
     reference = parse_reference(name)
-    if quantize is not None and isinstance(reference, HubReference):
+    if quantize is not None and isinstance(reference, HubReference) and _names_no_gguf(reference):
         folder = store.find_checkpoint(reference)
         return _local(folder) if folder else _remote(reference, checkpoint=True)
     path = _find(reference)
-    if path is None and isinstance(reference, HubReference) and not reference.quantization:
+    if path is None and isinstance(reference, HubReference) and _names_no_gguf(reference):
         path = store.find_checkpoint(reference)
     if path is not None:
         return _local(path)
     if isinstance(reference, HubReference | UrlReference):
         return _remote(reference)
     raise _not_here(reference)
+
+
+def _names_no_gguf(reference: HubReference) -> bool:
+    """Whether safetensors of the repository may be what is meant."""
+    file = reference.file or ""
+    return reference.quantization is None and not file.lower().endswith(".gguf")
 
 
 def _local(path: Path) -> Located:

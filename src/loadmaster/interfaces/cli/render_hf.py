@@ -38,15 +38,15 @@ def settings_flags(engine: TransformersSettings, workload: Workload | None = Non
 
 
 def _placement_flags(engine: TransformersSettings) -> list[str]:
-    """None where one GPU has every layer: a planner does that by itself."""
+    """None where one GPU has every layer: a planner does that by itself. So it does where a faster
+    GPU comes before one of a lower number, an order that `-ts` cannot say."""
     if engine.device_map == (("", CPU),):
         return ["-ngl 0"]
     counts = layer_counts(engine)
-    on_gpus = {device: count for device, count in counts.items() if device != CPU}
-    flags = [f"-ngl {sum(on_gpus.values())}"] if CPU in counts else []
-    if len(on_gpus) > 1:
-        last = max(int(device.removeprefix("gpu:")) for device in on_gpus)
-        shares = [str(counts[f"gpu:{index}"]) for index in range(last + 1)]
+    gpus = [int(device.removeprefix("gpu:")) for device in counts if device != CPU]
+    flags = [f"-ngl {counts.total() - counts[CPU]}"] if CPU in counts else []
+    if len(gpus) > 1 and gpus == sorted(gpus):
+        shares = [str(counts[f"gpu:{index}"]) for index in range(gpus[-1] + 1)]
         flags.append("-ts " + ",".join(shares))
     return flags
 
@@ -59,7 +59,7 @@ def stage_text(engine: TransformersSettings, stage: StageShare) -> str:
 
 
 def layer_counts(engine: TransformersSettings) -> Counter[str]:
-    """Layers by device, where they are on several."""
+    """Layers by device in their order, where they are on several."""
     return Counter(device for name, device in engine.device_map if ".layers." in name)
 
 

@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 
 from loadmaster.model.checkpoint import AnyModel
 from loadmaster.model.types import ModelSpec
-from loadmaster.plan.types import Quantize
 from loadmaster.tasks.locating import locate_model
 from loadmaster.tasks.serving.host import Serving
 from loadmaster.tasks.serving.model import ServedModel
+from loadmaster.tasks.serving.opening import options_for
 from loadmaster.tasks.serving.requests import n_ctx_of
+from loadmaster.tasks.serving.types import Offer
 
 _FIM_KEYS = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
 
@@ -47,8 +48,7 @@ def capabilities(model: ServedModel, facts: ModelFacts) -> list[str]:
 async def model_facts(serving: Serving, model: ServedModel) -> ModelFacts:
     """The facts of a model; its header is read once."""
     if model.header is None:
-        quantize = serving.options.plan.knobs.quantize
-        model.header = await model.call(_read, model.offer.model, quantize)
+        model.header = await model.call(_read, serving, model.offer)
     known = model.header
     asked = model.offer.n_ctx or serving.options.plan.workload.n_ctx
     n_ctx = min(asked or known.n_ctx_train, known.n_ctx_train or asked or 0)
@@ -62,8 +62,9 @@ async def model_facts(serving: Serving, model: ServedModel) -> ModelFacts:
     return facts
 
 
-def _read(model: str, quantize: Quantize | None) -> AnyModel:
-    return locate_model(model, quantize).model
+def _read(serving: Serving, offer: Offer) -> AnyModel:
+    options = options_for(offer, serving.options.plan, serving.offers)
+    return locate_model(offer.model, options.knobs.quantize).model
 
 
 def _facts(spec: AnyModel, n_ctx: int) -> ModelFacts:

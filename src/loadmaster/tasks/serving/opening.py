@@ -103,7 +103,8 @@ class Opener:
         workload = replace(self._options.workload, kind="serve", n_seq_max=n_parallel)
         if offer.n_ctx is not None:
             workload = replace(workload, n_ctx=offer.n_ctx)
-        options = replace(self._options_for(offer), workload=workload, server=True)
+        options = options_for(offer, self._options, self._offers)
+        options = replace(options, workload=workload, server=True)
         planner = Planner(offer.model, options)
         planner.require_build()
         pooling = planner.request.model.pooling or ("mean" if offer.embeds else None)
@@ -118,17 +119,6 @@ class Opener:
             planner.request = planner.request.with_caps(caps, reason)
         return planner
 
-    def _options_for(self, offer: Offer) -> PlanOptions:
-        """Where `--quantize` is for another model, GGUF files and checkpoints that come quantized
-        beside it stay as they are; where it is for none, each refuses it."""
-        knobs = self._options.knobs
-        wished = knobs.quantize is not None or knobs.double_quant is not None
-        if not wished or _takes_quantize(offer, knobs) or not any(
-            _takes_quantize(one, knobs) for one in self._offers
-        ):  # fmt: skip
-            return self._options
-        return replace(self._options, knobs=replace(knobs, quantize=None, double_quant=None))
-
     def _cap(self, device: str, free_bytes: int, share: Share) -> Bytes:
         assert self._total is not None
         back = sum(ledger.get(device, 0) for ledger in share.coming_back)
@@ -137,6 +127,21 @@ class Opener:
         if share.at_most is not None and device in share.at_most:
             cap = min(cap, share.at_most[device])
         return Bytes(max(0, cap))
+
+
+def options_for(offer: Offer, options: PlanOptions, offers: Iterable[Offer]) -> PlanOptions:
+    """A server's `options` as they are for one of its models.
+
+    Where `--quantize` is for another model, GGUF files and checkpoints that come quantized beside
+    it stay as they are; where it is for none, each refuses it.
+    """
+    knobs = options.knobs
+    wished = knobs.quantize is not None or knobs.double_quant is not None
+    if not wished or _takes_quantize(offer, knobs) or not any(
+        _takes_quantize(one, knobs) for one in offers
+    ):  # fmt: skip
+        return options
+    return replace(options, knobs=replace(knobs, quantize=None, double_quant=None))
 
 
 def _takes_quantize(offer: Offer, knobs: Knobs) -> bool:

@@ -13,6 +13,7 @@ from loadmaster.tasks.batch import jobs as batch_jobs
 from loadmaster.tasks.batch.items import BodyCheck
 from loadmaster.tasks.batch.opening import identify
 from loadmaster.tasks.batch.policy import BatchSettings
+from loadmaster.tasks.serving.opening import options_for
 from loadmaster.tasks.serving.room import Room
 from loadmaster.tasks.serving.types import Offer
 
@@ -34,7 +35,8 @@ def take_in(room: Room, order: BatchOrder) -> None:
     settings = BatchSettings(model="", plan=room.serving.options.plan)
     if offer is not None:
         names = {offer.id, f"{offer.id}:latest"}
-        settings = replace(settings, model=offer.model, served_names=(offer.id,))
+        plan = options_for(offer, settings.plan, room.serving.offers)
+        settings = replace(settings, model=offer.model, served_names=(offer.id,), plan=plan)
         settings, _ = identify(settings)
     batch_jobs.submit(
         room.shelf,

@@ -113,8 +113,9 @@ def shuffled(model: CheckpointSpec, weights: Mapping[str, Any]) -> frozenset[str
         EngineRefusedError: a column is of a group that is not there.
     """
     found, stored = set(), model.stored
+    packed = {tensor.module for tensor in model.tensors if tensor.name.endswith(".qweight")}
     for tensor in model.tensors:
-        if stored is None or not tensor.name.endswith(".g_idx"):
+        if stored is None or not tensor.name.endswith(".g_idx") or tensor.module not in packed:
             continue
         name = tensor.name if tensor.name in weights else tensor.name.removeprefix("model.")
         group_of = weights[name][...]
@@ -150,16 +151,17 @@ def _packed_product(
 def _write_out(
     tensors: Mapping[str, Any], stored: Stored, group_of: Any, rows: tuple[int, int]
 ) -> Any:
-    """Some rows of the matrix, whole words of them, as numbers in F32: a view whose columns lie one
-    after another, as in the file."""
-    own, words = slice(*rows), slice(*(row * stored.bits // WORD for row in rows))
+    """Some rows of the matrix, from a word's first on, as numbers in F32: a view whose columns lie
+    one after another, as in the file."""
+    own, n = slice(*rows), rows[1] - rows[0]
+    words = slice(rows[0] * stored.bits // WORD, -(-rows[1] * stored.bits // WORD))
     if stored.method == "gptq":
         values = _unpack(tensors["qweight"][:, None, own], stored, 1).flatten(0, 1)
     else:
         values = _unpack(tensors["qweight"][:, words, None], stored, 2).flatten(1)
     zeros = tensors["qzeros"][:, words, None]
     zeros = zeros + _ones(stored.bits) if stored.zeros_less_one else zeros
-    zeros = _unpack(zeros, stored, 2).flatten(1)
+    zeros = _unpack(zeros, stored, 2).flatten(1)[:, :n]
     scales = tensors["scales"][:, own].float()
     if group_of is not None:
         values = values.sub_(zeros[group_of]).float()

@@ -72,6 +72,7 @@ class ScaledQuantizer(HfQuantizer):  # type: ignore[misc]
         spec = self.quantization_config.model
         tables = _tables(spec)
         experts = _experts(tables)
+        self._biased = {t.module for t in spec.tensors if t.name.endswith(".bias")}
         left = set(self.get_modules_to_not_convert(model))
         for name, module in list(model.named_modules()):
             made = None
@@ -104,7 +105,7 @@ class ScaledQuantizer(HfQuantizer):  # type: ignore[misc]
         if "qweight" not in table:
             return ScaledLinear(linear, table, stored.block, stored.bits)
         in_order = name not in self.quantization_config.shuffled
-        has_bias = any(t.name == f"{name}.bias" for t in self.quantization_config.model.tensors)
+        has_bias = name in self._biased
         return PackedLinear(linear, table, stored, in_order=in_order, has_bias=has_bias)
 
     def _experts(self, experts: nn.Module, tables: Mapping[str, Table] | None) -> nn.Module | None:
@@ -128,17 +129,19 @@ class ScaledQuantizer(HfQuantizer):  # type: ignore[misc]
     def _packed_experts(
         self, experts: nn.Module, tables: Mapping[str, Table], stored: Stored
     ) -> nn.Module:
-        model = self.quantization_config.model
-        if any(_EXPERT.match(t.module) and t.name.endswith(".bias") for t in model.tensors):
-            raise EngineRefusedError(
-                "experts of the checkpoint have biases, which the model has not",
-                hint="take the unquantized checkpoint and `--quantize fp8`, or a GGUF of it",
-            )
         by_name = {
             name: next((tables[one] for one in names if one in tables), {})
             for name, names in (("gate_up_proj", _GATES), ("down_proj", _DOWNS))
         }
-        in_order = not any(_EXPERT.match(name) for name in self.quantization_config.shuffled)
+        biased = any(map(_EXPERT.match, self._biased))
+        if biased or not all("qweight" in table for table in by_name.values()):
+            raise EngineRefusedError(
+                "experts of the checkpoint have biases, which the model has not"
+                if biased
+                else "of the experts' matrices some are packed and others are not",
+                hint="take the unquantized checkpoint and `--quantize fp8`, or a GGUF of it",
+            )
+        in_order = not any(map(_EXPERT.match, self.quantization_config.shuffled))
         return PackedExperts(experts, by_name, stored, in_order=in_order)
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:

@@ -64,8 +64,8 @@ class ScaledLinear(nn.Module):  # type: ignore[misc]
         shape = tensors["weight_packed" if self._packed else "weight"][1]
         if shape != (rows, columns):
             raise EngineRefusedError(
-                f"a matrix of the checkpoint is {shape[0]}×{shape[-1]}, its config makes it "
-                f"{rows}×{columns}",
+                f"a matrix of the checkpoint is {'×'.join(map(str, shape)) or 'a scalar'}, its "
+                f"config makes it {rows}×{columns}",
                 hint="download it again; config.json and the weights are of different models",
             )
 
@@ -193,12 +193,22 @@ def _as_grid(scales: Any) -> Any:
 
 
 def _tile(shape: tuple[int, int], grid: tuple[int, int], block: Tile | None) -> Tile:
-    """How many rows and columns share a scale: the shapes tell, but for tiles cut at an edge."""
+    """How many rows and columns share a scale: the shapes tell, but for tiles cut at an edge.
+
+    Raises:
+        EngineRefusedError: that many scales are not for this matrix.
+    """
     sizes = []
     for axis in (0, 1):
         n, scales = shape[axis], grid[axis]
-        known = block[axis] if block is not None and scales > 1 else -(-n // scales)
-        sizes.append(1 if scales == n else known)
+        known = block[axis] if block is not None and scales > 1 else -(-n // max(1, scales))
+        size = 1 if scales == n else known
+        if -(-n // size) != scales:
+            raise EngineRefusedError(
+                f"a matrix of {shape[0]}×{shape[1]} has {grid[0]}×{grid[1]} scales",
+                hint="the checkpoint is damaged or its config is of another: download it again",
+            )
+        sizes.append(size)
     return sizes[0], sizes[1]
 
 

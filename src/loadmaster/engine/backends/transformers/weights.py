@@ -7,7 +7,7 @@ model, nothing is mapped, and nothing of the folder but its weights and its conf
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.quantizers import AutoHfQuantizer
 
 from loadmaster.engine.backends.transformers import attention, cuda
+from loadmaster.engine.backends.transformers.filled import check_found, check_scales
 from loadmaster.engine.backends.transformers.kept import TYPES
 from loadmaster.engine.backends.transformers.packed import shuffled
 from loadmaster.engine.backends.transformers.quantizers import (
@@ -138,6 +139,11 @@ def check_settings(model: CheckpointSpec, settings: TransformersSettings) -> Non
             f"`{model.name}` is {model.stored.label}, which needs kernels that are not here",
             hint="take the unquantized checkpoint and `--quantize nf4`, or a GGUF of it",
         )
+    if settings.pooling is None and not model.writes_text:
+        raise EngineRefusedError(
+            f"`{model.name}` writes no text: it was saved without `lm_head`, for vectors alone",
+            hint="plan it again: `loadmaster plan` plans it for vectors",
+        )
     if settings.attention == "flash_attention_2":
         raise EngineRefusedError(
             "flash_attention_2 is not used: `sdpa` runs torch's own flash kernels where the "
@@ -174,12 +180,14 @@ def load_weights(model: CheckpointSpec, settings: TransformersSettings, watch: W
             quantization_config=_quantization(model, settings, order),
             attn_implementation=attention.NAME,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `check_found` says which
         )
     _move_between_layers_alone(opened, settings)
     if not model.writes_text:
         opened.lm_head = torch.nn.Identity()
         found["missing_keys"] = {k for k in found["missing_keys"] if not k.startswith("lm_head.")}
-    _check_found(found)
+    check_found(found)
+    check_scales(opened)
     return opened.requires_grad_(False)
 
 
@@ -188,11 +196,20 @@ def _errors_as_they_come() -> Iterator[None]:
     """transformers keeps what fails while it makes a tensor, goes on with the next ones, and says
     at the end that something did: memory that has run out would be read about nowhere."""
     kept = core_model_loading.log_conversion_errors
-    core_model_loading.log_conversion_errors = lambda *_, **__: nullcontext()
+    core_model_loading.log_conversion_errors = lambda *_, **__: _as_value_errors()
     try:
         yield
     finally:
         core_model_loading.log_conversion_errors = kept
+
+
+@contextmanager
+def _as_value_errors() -> Iterator[None]:
+    """What libraries come upon in tensors that do not belong together."""
+    try:
+        yield
+    except (AssertionError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 def _move_between_layers_alone(model: Any, settings: TransformersSettings) -> None:
@@ -245,20 +262,6 @@ def quantizer_of(model: CheckpointSpec, settings: TransformersSettings) -> Any:
     for who counts what it makes."""
     register()
     return AutoHfQuantizer.from_config(_quantization(model, settings), pre_quantized=False)
-
-
-def _check_found(found: Any) -> None:
-    """transformers fills what is missing with random numbers and goes on; this does not."""
-    for words, names in (
-        ("misses", sorted(found["missing_keys"])),
-        ("has another shape of", sorted(str(row[0]) for row in found["mismatched_keys"])),
-    ):
-        if names:
-            raise EngineRefusedError(
-                f"the checkpoint {words} {len(names)} of the tensors that its config asks for: "
-                f"`{names[0]}`",
-                hint="download it again; config.json and the weights are of different models",
-            )
 
 
 def tensors_of(model: Any) -> Iterator[Any]:
