@@ -8,6 +8,7 @@ from torch import nn
 
 from loadmaster.engine.backends.transformers import making, scaled
 from loadmaster.engine.backends.transformers.environment import prepare
+from loadmaster.engine.backends.transformers.filled import check_scales
 from loadmaster.errors import EngineRefusedError
 
 prepare()
@@ -105,6 +106,10 @@ def test_columns_that_share_scales_in_another_order() -> None:
     filled(module, weight_packed=pack(codes), weight_scale=scales, weight_g_idx=order)
     x = torch.randn(2, 96)
     torch.testing.assert_close(module(x), x @ (codes * scales[:, order]).T)
+    check_scales(module)
+    filled(module, weight_g_idx=order + 1)
+    with pytest.raises(EngineRefusedError, match="names a group that is not there: there are 3"):
+        check_scales(module)
 
 
 def pack(values: torch.Tensor) -> torch.Tensor:

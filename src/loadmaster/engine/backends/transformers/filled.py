@@ -32,11 +32,13 @@ def check_found(found: Any) -> None:
 
 def check_scales(model: Any) -> None:
     """bitsandbytes reads as many scales as a matrix needs, and looks at none of their sizes.
+    Columns of others may name the groups that they share scales with.
 
     Raises:
         EngineRefusedError: there are fewer, or others.
     """
     for name, module in model.named_modules():
+        _check_groups(name, module)
         weight = getattr(module, "weight", None)
         state, scales = getattr(weight, "quant_state", None), getattr(weight, "SCB", None)
         if state is not None:
@@ -48,6 +50,18 @@ def check_scales(model: Any) -> None:
                 f"the scales of `{name}` are not those of a matrix of its size",
                 hint="a file is damaged or of another model: download the checkpoint again",
             )
+
+
+def _check_groups(name: str, module: Any) -> None:
+    group_of = getattr(module, "weight_g_idx", None)
+    if group_of is None:
+        return
+    n_groups = module.weight_scale.shape[-1]
+    if not 0 <= int(group_of.min()) <= int(group_of.max()) < n_groups:
+        raise EngineRefusedError(
+            f"`{name}.weight_g_idx` names a group that is not there: there are {n_groups}",
+            hint="the file is damaged: download it again",
+        )
 
 
 def _fits(weight: Any, state: Any, shape: tuple[int, int]) -> bool:
