@@ -81,7 +81,7 @@ def _columns(tensor: LoadedTensor) -> int:
 
 def _stacking(tensors: Sequence[LoadedTensor]) -> int:
     """Experts come one by one and are stacked, then gate and up in one: the two of the largest, on
-    the CPU once beside the one that stays (91 % of that at the most: Mixtral, Qwen3-MoE)."""
+    the CPU once beside the one that stays (89 % of that at the most: docs/log.md)."""
     sums: dict[tuple[int | None, str], int] = {}
     for tensor in tensors:
         if tensor.role == "expert":

@@ -70,7 +70,8 @@ def _finish(work: Run, progress: RunProgress, *, rehearse: int | None, yes: bool
 def _announce(job: OpenJob, progress: RunProgress) -> None:
     """What is open, and when it may be done."""
     engine = job.model.opened.session.plan.engine
-    words = f"{engine.n_seq_max} sequences, {engine.n_ctx} cells"
+    sequences = "1 sequence" if engine.n_seq_max == 1 else f"{engine.n_seq_max} sequences"
+    words = f"{sequences}, {engine.n_ctx} cells"
     if job.predicted is not None:
         seconds = job.predicted.seconds
         ends = finish_time(seconds, datetime.now(), progress.window)
